@@ -1,0 +1,19 @@
+"""Mesh axes inside `shard_map(check_vma=True)`: a loop's carry and constants must keep one type."""
+
+import jax
+from jaxtyping import Array, PyTree
+
+
+def varying(tree: PyTree[Array]) -> frozenset[str]:
+    """The mesh axes over which any leaf varies."""
+    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
+
+
+def vary(tree: PyTree[Array], axes: frozenset[str]) -> PyTree[Array]:
+    """Cast every leaf to vary over `axes` too."""
+
+    def cast(x: Array) -> Array:
+        missing = tuple(sorted(axes - jax.typeof(x).mat.varying))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree

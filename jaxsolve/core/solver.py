@@ -1,0 +1,95 @@
+"""A solver: how the point is found. The loop, the verdict and the derivative are not its business."""
+
+import abc
+from functools import singledispatch
+from typing import Any, ClassVar, Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .problem import AbstractProblem
+from .solution import RESULTS, Guess, Point
+
+_Problem = TypeVar("_Problem", bound=AbstractProblem)
+
+
+class AbstractPreconditioner(eqx.Module):
+    """An approximate inverse of the Jacobian of `optimality`, as the solver's last step left it."""
+
+    @abc.abstractmethod
+    def solve(self, residual: Point) -> Point:
+        """Approximately J^{-1} residual."""
+
+    @abc.abstractmethod
+    def transpose_solve(self, residual: Point) -> Point:
+        """Approximately J^{-T} residual."""
+
+
+class AbstractSolver(eqx.Module, Generic[_Problem]):
+    """Settings as fields; pure functions of one problem without batch axes.
+
+    `solve` calls `init` once and `step` until `status` says done or the step limit is reached, then
+    `finish` once, and reads `point`. It keeps the last finite state, counts, records `measure`,
+    judges the point, and attaches the derivative: none of that is written here. States are pytrees
+    of arrays of fixed shape and dtype.
+    """
+
+    step_limit: ClassVar[int] = 1000
+    """Steps allowed when `solve` is given no `max_steps`."""
+
+    on_host: ClassVar[bool] = False
+    """Whether `step` leaves the device: then `OneStep` and `Unrolled` are refused."""
+
+    def refuse(self, problem: _Problem) -> None:
+        """Raise `TypeError` naming the field of `problem` that this solver cannot honour."""
+
+    @abc.abstractmethod
+    def init(self, problem: _Problem, guess: Guess) -> PyTree:
+        """The first state. `guess.state`, where given, is the last state of an earlier solve."""
+
+    @abc.abstractmethod
+    def step(self, problem: _Problem, state: PyTree) -> PyTree: ...
+
+    @abc.abstractmethod
+    def measure(self, problem: _Problem, state: PyTree) -> Float[Array, ""]:
+        """The relative residual as `init` or `step` has formed it: what the bar shows and the
+        history keeps, NaN or Inf when the iterate is lost. No new evaluation of the problem."""
+
+    def status(
+        self, problem: _Problem, state: PyTree, tolerance: Float[Array, ""]
+    ) -> tuple[Bool[Array, ""], Any]:
+        """Whether to stop, and the solver's own word on why (a `RESULTS` item); `solve` judges it."""
+        return self.measure(problem, state) <= tolerance, RESULTS.successful
+
+    def finish(self, problem: _Problem, state: PyTree) -> PyTree:
+        """Run once on the final state (a polish); its factorisation may serve `preconditioner`."""
+        return state
+
+    @abc.abstractmethod
+    def point(self, problem: _Problem, state: PyTree) -> Point:
+        """The primal value and its duals (`dual=None`: `problem.multipliers` finds them). Where
+        `status` said `infeasible` or `unbounded`: the certificate in `dual`, the ray in `primal`."""
+
+    def preconditioner(self, problem: _Problem, state: PyTree) -> AbstractPreconditioner | None:
+        """An approximate inverse for the derivative, from the finished state, or `None`."""
+        return None
+
+    def rescue(self) -> "AbstractSolver | None":
+        """The solver for those lanes alone that this one leaves without a verified verdict. The
+        state and preconditioner of such a lane are made anew by this solver from the point found:
+        `finish(problem, init(problem, Guess(primal, dual)))`."""
+        return None
+
+
+@singledispatch
+def as_solver(solver: Any) -> AbstractSolver:
+    """The solver itself, or a foreign one wrapped; `interop` registers the foreign kinds."""
+    raise TypeError(
+        f"`solver` must be a jaxsolve solver, an optimistix solver, an optax transformation, "
+        f"`Jaxopt(...)` or `Scipy(...)`; got {type(solver).__name__}."
+    )
+
+
+@as_solver.register
+def _(solver: AbstractSolver) -> AbstractSolver:
+    return solver

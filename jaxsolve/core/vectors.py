@@ -1,0 +1,51 @@
+"""Pytrees as vectors, and products at full precision (GPUs and TPUs lower it by default)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def ravel(tree: PyTree[Array]) -> Float[Array, " n"]:
+    """The leaves of `tree` as one vector."""
+    return ravel_pytree(tree)[0]
+
+
+def unraveller(tree: PyTree[Array]) -> Callable[[Float[Array, " n"]], PyTree[Array]]:
+    """The function that takes a vector back to the structure of `tree`."""
+    return ravel_pytree(tree)[1]
+
+
+def dot(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
+    """a'b. An elementwise product and a sum: XLA fuses it, a call to a BLAS it does not."""
+    return jnp.sum(a * b)
+
+
+def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """a @ b at full precision."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def norm(a: Float[Array, " n"]) -> Float[Array, ""]:
+    """The Euclidean norm, with derivative 0 at 0 (where the root's own is infinite)."""
+    square = jnp.sum(a * a)
+    safe = jnp.where(square > 0, square, jnp.ones_like(square))
+    return jnp.where(square > 0, jnp.sqrt(safe), jnp.zeros_like(square))
+
+
+def largest(a: Float[Array, " n"]) -> Float[Array, ""]:
+    """The maximum norm."""
+    return jnp.max(jnp.abs(a))
+
+
+def finite(*arrays: Float[Array, "..."]) -> Array:
+    """Whether all entries of all arrays are finite."""
+    parts = [jnp.all(jnp.isfinite(a)) for a in arrays]
+    out = parts[0]
+    for part in parts[1:]:
+        out = out & part
+    return out

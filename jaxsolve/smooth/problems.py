@@ -1,0 +1,276 @@
+"""Smooth problems without constraints: roots, fixed points, minimisers, least squares.
+
+Each is a function `fn(y, args)` of any pytree `y` with floating arrays, and data `args`:
+
+| problem | solution | optimality |
+| --- | --- | --- |
+| `Root` | F(y) = 0 | F(y) |
+| `FixedPoint` | f(y) = y | y - f(y) |
+| `Minimise` | a local minimiser of f | grad f(y) |
+| `LeastSquares` | a local minimiser of ||r(y)||^2 / 2 | J(y)' r(y) |
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from ..core.closure import Combined, open_variable, restore, trace
+from ..core.problem import AbstractProblem, Statement, Structure
+from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+
+if TYPE_CHECKING:
+    from ..core.solver import AbstractSolver
+
+_DENSE_VARIABLES = 256
+"""Up to this many variables a root's default solver factors the Jacobian."""
+
+
+class AbstractSmooth(AbstractProblem):
+    """What the four have in common: a function, its data, and the door they come in by."""
+
+    fn: Callable[[PyTree, PyTree], PyTree]
+    args: PyTree = None
+    size: int | None = eqx.field(default=None, static=True, kw_only=True, repr=False)
+
+    kind: ClassVar[Literal["root", "fixed_point", "minimise", "least_squares"]]
+
+    def __call__(self, value: PyTree[Array]) -> PyTree[Array]:
+        """`fn(value, args)`."""
+        return self.fn(value, self.args)
+
+    def prepare(self, init: PyTree | None) -> tuple[Self, PyTree[Array]]:
+        name = type(self).__name__
+        if init is None:
+            raise TypeError(f"{name} needs `init`, a guess of the value: solve(problem, init=...).")
+        fn, value = open_variable(self.fn, init)
+        # The user's own function stays where nothing was captured; `Combined` goes outside.
+        inner = fn.fn if isinstance(fn, Combined) else fn
+        if isinstance(fn, Combined):
+            closed, out = trace(inner, fn.restore(value), self.args)
+            fn = Combined(closed, fn.rest)
+        else:
+            fn, out = trace(inner, value, self.args)
+        self._check(value, out)
+        size = sum(x.size for x in jax.tree.leaves(value))
+        return type(self)(fn, self.args, size=size), value
+
+    def _check(self, value: PyTree[Array], out: PyTree) -> None:
+        """Raise where the function's result has the wrong structure, shape or dtype."""
+        raise NotImplementedError
+
+    def restore(self, value: PyTree[Array]) -> PyTree:
+        return restore(self.fn, value)
+
+    def screen(self, guess: Guess) -> tuple[Any, Point]:
+        # Inf may be meant in `args` (a bound, a mask of logits), never in a starting point.
+        bad = jnp.array(False)
+        for x in jax.tree.leaves(guess.primal):
+            bad = bad | ~jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(eqx.filter(self.args, eqx.is_inexact_array)):
+            bad = bad | jnp.any(jnp.isnan(x))
+        result = RESULTS.where(bad, RESULTS.nonfinite_input, RESULTS.successful)
+        return result, Point(guess.primal)
+
+    def statement(self) -> Statement:
+        return Statement(self.kind, self)
+
+
+class Root(AbstractSmooth):
+    """Find y with F(y) = 0, where F(y, args) has the structure and shapes of y.
+
+    Example:
+        ```python
+        solve(Root(lambda y, a: y**2 - a, jnp.array(2.0)), init=jnp.array(1.0))
+        ```
+
+    Args:
+        fn: F(y, args).
+        args: its data, any pytree; what a derivative of the solution is taken in.
+    """
+
+    kind = "root"
+
+    def optimality(self, point: Point) -> Point:
+        return Point(self(point.primal))
+
+    def residual(self, point: Point) -> Residual:
+        return _residual(primal=max_norm(self(point.primal)))
+
+    def default_solver(self) -> "AbstractSolver":
+        from .broyden import Broyden
+        from .newton import Newton
+
+        return Newton() if self.size is None or self.size <= _DENSE_VARIABLES else Broyden()
+
+    def _check(self, value: PyTree[Array], out: PyTree) -> None:
+        _same(value, out, "Root")
+
+
+class FixedPoint(AbstractSmooth):
+    """Find y with f(y) = y, where f(y, args) has the structure and shapes of y.
+
+    Example:
+        ```python
+        solve(FixedPoint(lambda y, a: jnp.cos(a * y), jnp.array(1.0)), init=jnp.array(0.5))
+        ```
+
+    Args:
+        fn: f(y, args).
+        args: its data, any pytree.
+    """
+
+    kind = "fixed_point"
+
+    def optimality(self, point: Point) -> Point:
+        return Point(jax.tree.map(jnp.subtract, point.primal, self(point.primal)))
+
+    def residual(self, point: Point) -> Residual:
+        size = jnp.maximum(max_norm(point.primal), 1.0)
+        return _residual(primal=max_norm(self.optimality(point).primal), scale=Scale(primal=size))
+
+    def default_solver(self) -> "AbstractSolver":
+        from .anderson import Anderson
+
+        return Anderson()
+
+    def _check(self, value: PyTree[Array], out: PyTree) -> None:
+        _same(value, out, "FixedPoint")
+
+
+class Minimise(AbstractSmooth):
+    """Find a local minimiser of a real function f(y, args).
+
+    Example:
+        ```python
+        solve(Minimise(lambda y, a: jnp.sum((y - a) ** 4)), init=jnp.zeros(3))
+        ```
+
+    Args:
+        fn: f(y, args), a real scalar.
+        args: its data, any pytree.
+    """
+
+    kind = "minimise"
+
+    @property
+    def structure(self) -> Structure:
+        return Structure(symmetric=True, definite=True)
+
+    def optimality(self, point: Point) -> Point:
+        return Point(jax.grad(self)(point.primal))
+
+    def residual(self, point: Point) -> Residual:
+        return _residual(dual=max_norm(self.optimality(point).primal))
+
+    def default_solver(self) -> "AbstractSolver":
+        from .lbfgs import LBFGS
+
+        return LBFGS()
+
+    def _check(self, value: PyTree[Array], out: PyTree) -> None:
+        if isinstance(out, jax.ShapeDtypeStruct) and out.shape == ():
+            if jnp.issubdtype(out.dtype, jnp.floating):
+                return
+        raise TypeError(f"Minimise: `fn` must return a real scalar (shape ()), not {_show(out)}.")
+
+
+class LeastSquares(AbstractSmooth):
+    """Find a local minimiser of ||r(y)||^2 / 2 for residuals r(y, args), any pytree of arrays.
+
+    Example:
+        ```python
+        solve(LeastSquares(lambda y, t: y[0] * jnp.exp(-y[1] * t) - data, t), init=jnp.ones(2))
+        ```
+
+    Args:
+        fn: r(y, args).
+        args: its data, any pytree.
+    """
+
+    kind = "least_squares"
+
+    @property
+    def structure(self) -> Structure:
+        return Structure(symmetric=True, definite=True)
+
+    def optimality(self, point: Point) -> Point:
+        return Point(self._gradient(point)[1])
+
+    def residual(self, point: Point) -> Residual:
+        residuals, gradient = self._gradient(point)
+        squares = [jnp.sum(x * x) for x in jax.tree.leaves(residuals)]
+        size = jnp.sqrt(jnp.maximum(sum(squares[1:], squares[0]), 1.0))
+        return _residual(dual=max_norm(gradient), scale=Scale(dual=size))
+
+    def _gradient(self, point: Point) -> tuple[PyTree[Array], PyTree[Array]]:
+        residuals, pullback = jax.vjp(self, point.primal)
+        return residuals, pullback(residuals)[0]
+
+    def default_solver(self) -> "AbstractSolver":
+        from .levenberg_marquardt import LevenbergMarquardt
+
+        return LevenbergMarquardt()
+
+    def _check(self, value: PyTree[Array], out: PyTree) -> None:
+        paths = jtu.tree_flatten_with_path(out)[0]
+        for path, leaf in paths:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(
+                    f"LeastSquares: the residual `fn(y, args){jtu.keystr(path)}` has dtype "
+                    f"{leaf.dtype}; residuals are real floating-point arrays."
+                )
+        if sum(leaf.size for _, leaf in paths) == 0:
+            raise TypeError(f"LeastSquares: `fn` returns no residuals, but {_show(out)}.")
+
+
+def max_norm(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The largest absolute entry; NaN if there is one."""
+    parts = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]
+    largest = parts[0]
+    for part in parts[1:]:
+        dtype = jnp.promote_types(largest.dtype, part.dtype)
+        largest = jnp.maximum(largest.astype(dtype), part.astype(dtype))
+    return largest
+
+
+def _residual(
+    primal: Float[Array, ""] | None = None,
+    dual: Float[Array, ""] | None = None,
+    scale: Scale = Scale(),
+) -> Residual:
+    present = primal if primal is not None else dual
+    zero = jnp.zeros_like(present)
+    one = jnp.ones_like(present)
+    return Residual(
+        primal=zero if primal is None else primal,
+        dual=zero if dual is None else dual,
+        complementarity=zero,
+        scale=Scale(*(jnp.asarray(one * x, one.dtype) for x in scale)),
+    )
+
+
+def _same(value: PyTree[Array], out: PyTree, name: str) -> None:
+    expected, found = jax.tree.structure(value), jax.tree.structure(out)
+    if expected != found:
+        raise TypeError(
+            f"{name}: `fn(y, args)` must return the structure of `init`, {expected}; "
+            f"it returns {found}."
+        )
+    pairs = zip(jtu.tree_flatten_with_path(value)[0], jax.tree.leaves(out), strict=True)
+    for (path, leaf), result in pairs:
+        if leaf.shape != result.shape or leaf.dtype != result.dtype:
+            raise TypeError(
+                f"{name}: `fn(y, args){jtu.keystr(path)}` is {_show(result)}, "
+                f"but `init{jtu.keystr(path)}` is {_show(leaf)}."
+            )
+
+
+def _show(tree: PyTree) -> str:
+    if hasattr(tree, "shape"):
+        return f"{tree.dtype}{list(tree.shape)}"
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))

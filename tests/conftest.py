@@ -1,0 +1,65 @@
+"""What all tests share: eight virtual CPU devices, both precisions, and the strict promotion rule.
+
+float64 is off unless a test asks for it, as it is for users: through `x64`, or through `dtype`, which
+runs the test once in each precision.
+"""
+
+import os
+
+# Read when the first device is asked for: this has to come before anything that computes.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """float64 for the length of one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Both precisions, one after the other."""
+    with jax.enable_x64(request.param == "float64"):
+        yield jnp.dtype(request.param)
+
+
+@pytest.fixture
+def strict():
+    """Strict dtype promotion: a mixed-precision product is an error."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def devices():
+    """Eight devices, or the test is skipped (a machine whose own XLA_FLAGS ask for fewer)."""
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices: unset XLA_FLAGS")
+    return jax.devices()[:8]
+
+
+@pytest.fixture
+def mesh(devices):
+    """A one-axis mesh of eight devices, `"lanes"`, with explicit axes (JAX's default)."""
+    return jax.make_mesh((8,), ("lanes",), devices=devices)
+
+
+@pytest.fixture
+def auto_mesh(devices):
+    """The same mesh with automatic axes."""
+    return jax.make_mesh(
+        (8,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )

@@ -1,0 +1,96 @@
+"""What a solver asks of a smooth problem: an objective with its gradient, or equations.
+
+A `LeastSquares` is also a minimisation, a `FixedPoint` also a root. The relative residuals here
+are those of `problem.residual`, from quantities that a step has formed anyway.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core.problem import AbstractProblem
+from ..core.vectors import largest, ravel
+from .problems import AbstractSmooth, FixedPoint, LeastSquares, Minimise, Root
+
+Vector = Float[Array, " n"]
+Scalar = Float[Array, ""]
+
+
+def require(solver: Any, problem: AbstractProblem, *kinds: type[AbstractSmooth]) -> None:
+    """Raise `TypeError` unless the problem is of one of the `kinds`."""
+    if not isinstance(problem, kinds):
+        accepted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{type(solver).__name__} solves {accepted}, not {type(problem).__name__}.")
+
+
+def objective(problem: AbstractSmooth, primal: PyTree[Array]) -> Callable[[Vector], Scalar]:
+    """The function to minimise, of a vector; `primal` gives the variable's structure."""
+    restore = shaper(primal)
+
+    def fn(vector: Vector) -> Scalar:
+        out = problem(restore(vector))
+        if isinstance(problem, LeastSquares):
+            squares = [jnp.sum(x * x) for x in jax.tree.leaves(out)]
+            return 0.5 * sum(squares[1:], squares[0])
+        return out
+
+    return fn
+
+
+def gradient_measure(problem: AbstractSmooth, value: Scalar, gradient: Vector) -> Scalar:
+    """`problem.residual(point).relative` of an objective's value and gradient."""
+    if isinstance(problem, LeastSquares):
+        return largest(gradient) / jnp.sqrt(jnp.maximum(2 * value, 1.0))
+    return largest(gradient)
+
+
+def equations(problem: AbstractSmooth, primal: PyTree[Array]) -> Callable[[Vector], Vector]:
+    """The equations F(x) = 0, of a vector; `primal` gives the variable's structure."""
+    restore = shaper(primal)
+
+    def fn(vector: Vector) -> Vector:
+        out = ravel(problem(restore(vector)))
+        return vector - out if isinstance(problem, FixedPoint) else out
+
+    return fn
+
+
+def equations_measure(problem: AbstractSmooth, vector: Vector, values: Vector) -> Scalar:
+    """`problem.residual(point).relative` of a vector and its F."""
+    if isinstance(problem, FixedPoint):
+        return largest(values) / jnp.maximum(largest(vector), 1.0)
+    return largest(values)
+
+
+def shaper(primal: PyTree[Array]) -> Callable[[Vector], PyTree[Array]]:
+    """The function that takes a vector to the structure of `primal`, each leaf in its own dtype."""
+    leaves, tree = jax.tree.flatten(primal)
+    shapes = [(leaf.shape, leaf.dtype, leaf.size) for leaf in leaves]
+
+    def restore(vector: Vector) -> PyTree[Array]:
+        out, start = [], 0
+        for shape, dtype, size in shapes:
+            out.append(vector[start : start + size].reshape(shape).astype(dtype))
+            start += size
+        return jax.tree.unflatten(tree, out)
+
+    return restore
+
+
+__all__ = [
+    "FixedPoint",
+    "LeastSquares",
+    "Minimise",
+    "Root",
+    "Scalar",
+    "Vector",
+    "equations",
+    "equations_measure",
+    "gradient_measure",
+    "objective",
+    "require",
+    "shaper",
+]

@@ -5,14 +5,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test slow lint format bench docs serve notebooks lowest requirements clean
+.PHONY: help setup demo check test slow slow-tests lint format bench docs serve notebooks lowest requirements clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 OUT ?= out
-PIP_FLAGS := --quiet --disable-pip-version-check
+PIP_FLAGS := -qq --disable-pip-version-check
 
 # Compiled programs are kept between runs: the second `make test` is several times faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -52,10 +52,13 @@ check: lint ## Lint and the quickest tests, under 3 minutes
 	$(PYTEST) -q -m "not slow" $(FAST)
 
 test: setup ## All but the slow tests, under 20 minutes
-	$(PYTEST) -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: setup docs notebooks lowest ## The whole product: documents, notebooks, lowest versions, all tests
-	$(PYTEST) -q
+	$(PYTEST)
+
+slow-tests: setup
+	$(PYTEST) -m slow
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

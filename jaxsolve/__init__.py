@@ -1,0 +1,27 @@
+"""Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
+
+from .core import linear as linear
+from .core.adjoint import (
+    Detached as Detached,
+    Implicit as Implicit,
+    MinimumNorm as MinimumNorm,
+    OneStep as OneStep,
+    Smoothed as Smoothed,
+    Unrolled as Unrolled,
+    check_derivative as check_derivative,
+)
+from .core.checks import check as check
+from .core.loop import Lockstep as Lockstep, Refill as Refill
+from .core.problem import AbstractProblem as AbstractProblem, Statement as Statement
+from .core.solution import (
+    RESULTS as RESULTS,
+    Dual as Dual,
+    Guess as Guess,
+    Point as Point,
+    Residual as Residual,
+    Solution as Solution,
+    SolveError as SolveError,
+    Stats as Stats,
+)
+from .core.solve import solve as solve
+from .core.solver import AbstractSolver as AbstractSolver

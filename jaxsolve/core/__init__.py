@@ -1,0 +1,1 @@
+"""What every method shares; imports no other folder of the package."""

@@ -97,6 +97,10 @@ class AbstractProblem(eqx.Module):
         """Whether `point` proves `result` (`infeasible`, `unbounded`), checked against the data."""
         return jnp.array(False)
 
+    def describe(self) -> list[str]:
+        """Findings on the data in words, for `check(problem)`: eager, on concrete values."""
+        return []
+
     def statement(self) -> Statement:
         """The problem in plain functions, for foreign solvers."""
         raise TypeError(f"{type(self).__name__} cannot be given to a foreign solver.")

@@ -1,0 +1,292 @@
+"""How a solution is differentiated.
+
+With F = `problem.optimality`, theta the problem's data and z(theta) the point with F(z, theta) = 0,
+
+    dz = -(dF/dz)^{-1} (dF/dtheta) dtheta                                            (1)
+
+`Implicit` writes (1) as a JVP whose linear solve transposes, and takes z itself from the rule's own
+function, so that forward mode, reverse mode and derivatives of derivatives are the same few lines.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .linear import AbstractLinearSolver, Operator, checked, solve_checked
+from .loop import Program, has_loop, run
+from .problem import AbstractProblem, Structure
+from .search import (
+    Limits,
+    Outcome,
+    advance,
+    begin,
+    conclude,
+    with_multipliers,
+)
+from .solution import Guess, Point, Solution
+from .solver import AbstractSolver
+from .vectors import norm
+
+Search = Callable[[], Outcome]
+
+
+class AbstractDegenerate(eqx.Module):
+    """What to differentiate where the optimality system is not regular."""
+
+
+class MinimumNorm(AbstractDegenerate):
+    """The optimality system itself; where its Jacobian is singular, the least-squares derivative of
+    minimum norm (ties of `min(dual, slack)` count half to each side)."""
+
+
+class Smoothed(AbstractDegenerate):
+    """The point of the central path at `kappa`, where dual * slack = kappa: a derivative that feels
+    constraints before they become active.
+
+    It is another point's derivative: with `kappa=1e-3` it was measured to be off by 6 % (median) to
+    80 % at regular points of random quadratic programs.
+    """
+
+    kappa: float = 1e-3
+
+
+class AbstractAdjoint(eqx.Module):
+    """Runs the search and attaches a derivative to its point."""
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        problem: AbstractProblem,
+        solver: AbstractSolver,
+        guess: Guess,
+        limits: Limits,
+        search: Search,
+    ) -> tuple[Outcome, Point]:
+        """The outcome (without derivatives), and its point with them."""
+
+
+class Implicit(AbstractAdjoint):
+    """The implicit function theorem on `problem.optimality`: exact, whatever the solver.
+
+    Args:
+        linear_solver: method for the adjoint's linear system (`jaxsolve.linear`); `None` chooses
+            one from the size, the structure and what the forward solver left.
+        degenerate: `MinimumNorm()` or `Smoothed(kappa)`.
+    """
+
+    linear_solver: AbstractLinearSolver | None = None
+    degenerate: AbstractDegenerate = MinimumNorm()
+
+    def solve(self, problem, solver, guess, limits, search):
+        outcome = jax.tree.map(jax.lax.stop_gradient, search())
+        smooth = isinstance(self.degenerate, Smoothed)
+        data, static = eqx.partition(problem, eqx.is_inexact_array)
+        found = outcome.point
+
+        def system(data: PyTree, point: Point) -> Point:
+            problem: AbstractProblem = eqx.combine(data, static)
+            if isinstance(self.degenerate, Smoothed):
+                dtype = ravel_pytree(point)[0].dtype
+                kappa = jnp.asarray(self.degenerate.kappa, dtype)
+                return problem.smoothed_optimality(point, kappa)
+            return problem.optimality(point)
+
+        if smooth:
+            found = _newton(lambda point: system(data, point), found)
+
+        @jax.custom_jvp
+        def at(data: PyTree, found: Point, outcome: Any) -> Point:
+            return found
+
+        @at.defjvp
+        def rule(primals, tangents):
+            data, found, (solved, preconditioner) = primals
+            point = at(data, found, (solved, preconditioner))
+            # NaN in a refused lane's data must not reach others through data that they share.
+            clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
+            place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
+            _, moved = jax.jvp(lambda d: system(d, place), (clean,), (tangents[0],))
+            _, product = jax.linearize(lambda p: system(clean, p), place)
+            tangent = solve_checked(
+                product,
+                jax.tree.map(jnp.negative, moved),
+                solver=self.linear_solver,
+                structure=problem.structure,
+                preconditioner=None if smooth else preconditioner,
+                trusted=solved,
+            )
+            return point, tangent
+
+        point = at(data, found, (outcome.solved, outcome.preconditioner))
+        if smooth:
+            # The value stays the solution's own; the derivative is the smoothed point's.
+            point = _with_derivative(outcome.point, point)
+        return outcome, point
+
+
+class OneStep(AbstractAdjoint):
+    """The derivative of one more solver step from the final state, held constant.
+
+    For solvers that converge superlinearly (`Newton`, `LevenbergMarquardt`, `InteriorPoint`): there
+    it is as good as the solution. Bolte, Pauwels and Vaiter (2023).
+    """
+
+    def solve(self, problem, solver, guess, limits, search):
+        _on_device(solver, "OneStep")
+        outcome = jax.tree.map(jax.lax.stop_gradient, search())
+
+        def step(problem: AbstractProblem) -> Point:
+            return with_multipliers(problem, solver.point(problem, solver.step(problem, outcome.state)))
+
+        _without_loops(lambda: step(problem), solver, "OneStep")
+        return outcome, _guarded(outcome.point, step(problem), outcome.solved)
+
+
+class Unrolled(AbstractAdjoint):
+    """The derivative through the solver's first `steps` steps, done or not, with checkpoints.
+
+    The only other loop of the library: a scan of fixed length, cut into `checkpoints` pieces that
+    are computed again in the backward pass (`None`: the square root of `steps`).
+    """
+
+    steps: int
+    checkpoints: int | None = None
+
+    def solve(self, problem, solver, guess, limits, search):
+        _on_device(solver, "Unrolled")
+        limits = Limits(limits.tolerance, jnp.minimum(limits.max_steps, self.steps), limits.record)
+        start, done = begin(problem, solver, guess, limits)
+        arrays, static = eqx.partition(start, eqx.is_array)
+        _without_loops(lambda: solver.step(problem, start.state), solver, "Unrolled")
+
+        def step(loop, _):
+            arrays, done = loop
+            new, stops = advance(problem, solver, limits, eqx.combine(arrays, static))
+            new = eqx.filter(new, eqx.is_array)
+            new = jax.tree.map(lambda n, o: jnp.where(done, o, n), new, arrays)
+            return (new, done | stops), None
+
+        pieces = self.checkpoints or max(1, round(self.steps**0.5))
+        length = -(-self.steps // pieces)
+
+        @jax.checkpoint
+        def piece(loop, _):
+            return jax.lax.scan(step, loop, length=length)[0], None
+
+        (arrays, _), _ = jax.lax.scan(piece, (arrays, done), length=pieces)
+        end: Any = eqx.combine(arrays, static)
+        point = with_multipliers(problem, solver.point(problem, end.state))
+        stopped = jax.tree.map(
+            jax.lax.stop_gradient, conclude(problem, solver, guess, limits, end)
+        )
+        outcome = eqx.tree_at(lambda o: o.point, stopped, jax.lax.stop_gradient(point))
+        return outcome, point
+
+
+class Detached(AbstractAdjoint):
+    """No derivative: the solution is a constant."""
+
+    def solve(self, problem, solver, guess, limits, search):
+        outcome = jax.tree.map(jax.lax.stop_gradient, search())
+        return outcome, outcome.point
+
+
+def check_derivative(
+    problem: AbstractProblem, solution: Solution, cotangent: PyTree[Array] | None = None
+) -> Float[Array, ""]:
+    """How well the adjoint's linear system can be solved at a solution.
+
+    Args:
+        problem: the solved problem.
+        solution: its solution.
+        cotangent: of the structure of `solution.value`; ones by default.
+
+    Returns:
+        The relative residual ||J'w - c|| / ||c||. Above eps^0.4 the derivative is NaN, unless the
+        least-squares system of a singular J is solved to that accuracy.
+    """
+    init = solution.value
+    problem, value = problem.prepare(init)
+    point = with_multipliers(problem, Point(value, solution.dual))
+    if cotangent is None:
+        cotangent = jax.tree.map(jnp.ones_like, value)
+    target = Point(cotangent, jax.tree.map(jnp.zeros_like, point.dual))
+    flat, unravel = ravel_pytree(point)
+    _, pullback = jax.vjp(lambda z: ravel_pytree(problem.optimality(unravel(z)))[0], flat)
+
+    def push(v):
+        return jax.jvp(lambda z: ravel_pytree(problem.optimality(unravel(z)))[0], (flat,), (v,))[1]
+
+    operator = Operator(lambda w: pullback(w)[0], push, problem.structure)
+    return checked(None, operator, ravel_pytree(target)[0]).residual
+
+
+def _newton(system: Callable[[Point], Point], start: Point) -> Point:
+    """The root of a smooth system near `start`: the central path's point for `Smoothed`."""
+    flat, unravel = ravel_pytree(start)
+
+    def fn(z):
+        return ravel_pytree(system(unravel(z)))[0]
+
+    def init(z):
+        return (z, norm(fn(z)), jnp.zeros((), jnp.int32)), jnp.array(False)
+
+    def step(_, carry):
+        z, size, steps = carry
+        direction = jnp.linalg.solve(jax.jacfwd(fn)(z), -fn(z))
+        # Halved lengths all at once: the first that decreases the residual is taken.
+        lengths = 0.5 ** jnp.arange(12, dtype=z.dtype)
+        sizes = jax.vmap(lambda t: norm(fn(z + t * direction)))(lengths)
+        better = jnp.where(jnp.isfinite(sizes), sizes, jnp.inf) < size
+        pick = jnp.argmax(better)
+        moved = jnp.any(better)
+        z = jnp.where(moved, z + lengths[pick] * direction, z)
+        new = jnp.where(moved, sizes[pick], size)
+        goal = 8 * jnp.finfo(z.dtype).eps * (1 + norm(z))
+        return (z, new, steps + 1), (new <= goal) | ~moved | (steps >= 50)
+
+    return unravel(run(Program(init, step, lambda _, carry: carry[0]), flat))
+
+
+def _with_derivative(value: Point, source: Point) -> Point:
+    """`value`, with the derivative of `source`."""
+    return jax.tree.map(lambda v, s: v + (s - jax.lax.stop_gradient(s)), value, source)
+
+
+def _guarded(value: Point, source: Point, trusted: Bool[Array, ""]) -> Point:
+    """`value`, with the derivative of `source`, NaN where it is not to be trusted."""
+
+    @jax.custom_jvp
+    def gate(value, source, trusted):
+        return value
+
+    @gate.defjvp
+    def rule(primals, tangents):
+        value, source, trusted = primals
+        keep = jax.tree.map(lambda t: jnp.where(trusted, 1.0, jnp.nan).astype(t.dtype) * t, tangents[1])
+        return gate(value, source, trusted), keep
+
+    return gate(value, source, trusted)
+
+
+def _on_device(solver: AbstractSolver, adjoint: str) -> None:
+    if solver.on_host:
+        raise TypeError(
+            f"`adjoint={adjoint}` differentiates the solver's steps, but {type(solver).__name__} "
+            "runs on the host. Use Implicit()."
+        )
+
+
+def _without_loops(fn: Callable[[], PyTree], solver: AbstractSolver, adjoint: str) -> None:
+    jaxpr = jax.make_jaxpr(lambda: eqx.filter(fn(), eqx.is_array))()
+    if has_loop(jaxpr.jaxpr):
+        raise TypeError(
+            f"`adjoint={adjoint}` differentiates the steps of {type(solver).__name__}, and they "
+            "hold a loop of their own, which has no reverse mode. Use Implicit()."
+        )

@@ -1,0 +1,312 @@
+"""The adjoint's linear systems: solved, checked, and differentiable in both modes.
+
+The operator is the Jacobian J of `problem.optimality`, known by its products. `solve_checked`
+wraps every method in `jax.lax.custom_linear_solve`, so that none of them is differentiated, and
+holds the promise of the adjoints: an answer whose residual was measured, or NaN in its own lane.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .krylov import Product, Vector, conjugate_gradient, gmres, least_squares, minres
+from .loop import Program, run
+from .problem import Structure
+from .solver import AbstractPreconditioner
+from .vectors import HIGHEST, matmul, norm
+
+DENSE_LIMIT = 512
+"""Up to this size the default method materialises J."""
+
+
+class Operator(NamedTuple):
+    """J by its products with flat vectors, and what is known of it."""
+
+    product: Product
+    transpose: Product
+    structure: Structure
+    precondition: Product | None = None
+
+    def dense(self, size: int, dtype: Any) -> Float[Array, "n n"]:
+        return jax.vmap(self.product, out_axes=1)(jnp.eye(size, dtype=dtype))
+
+
+class AbstractLinearSolver(eqx.Module):
+    """A method for J x = b.
+
+    Attributes:
+        exact: whether its answer must satisfy the system; an approximate inverse by design
+            (`Neumann`) is taken as it is.
+    """
+
+    exact: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def solve(self, operator: Operator, b: Vector) -> Vector: ...
+
+
+class Dense(AbstractLinearSolver):
+    """Materialises J: Cholesky where it is symmetric and definite, LU else, refined once."""
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        matrix = operator.dense(b.size, b.dtype)
+        if operator.structure.definite:
+            factor = jnp.linalg.cholesky(matrix)
+
+            def back(r):
+                half = jax.lax.linalg.triangular_solve(
+                    factor, r[:, None], left_side=True, lower=True
+                )
+                return jax.lax.linalg.triangular_solve(
+                    factor, half, left_side=True, lower=True, transpose_a=True
+                )[:, 0]
+        else:
+            factor = jax.scipy.linalg.lu_factor(matrix)
+
+            def back(r):
+                return jax.scipy.linalg.lu_solve(factor, r)
+
+        x = back(b)
+        return x + back(b - matmul(matrix, x))
+
+
+class ConjugateGradient(AbstractLinearSolver):
+    """For symmetric definite J, matrix-free; preconditioned by the forward solver where it can.
+
+    Args:
+        rtol: relative residual to stop at; `None` follows the dtype (eps^0.6).
+        max_steps: `None` is 10 n.
+    """
+
+    rtol: float | None = None
+    max_steps: int | None = None
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        return conjugate_gradient(
+            operator.product,
+            b,
+            precondition=operator.precondition,
+            rtol=_rtol(self.rtol, b),
+            limit=_limit(self.max_steps, b),
+        )
+
+
+class NormalCG(AbstractLinearSolver):
+    """Conjugate gradient on J'J x = J'b, for any J; its condition number is squared."""
+
+    rtol: float | None = None
+    max_steps: int | None = None
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        return conjugate_gradient(
+            lambda v: operator.transpose(operator.product(v)),
+            operator.transpose(b),
+            precondition=None,
+            rtol=_rtol(self.rtol, b),
+            limit=_limit(self.max_steps, b),
+        )
+
+
+class MINRES(AbstractLinearSolver):
+    """For symmetric J, definite or not, matrix-free."""
+
+    rtol: float | None = None
+    max_steps: int | None = None
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        if not operator.structure.symmetric:
+            raise TypeError(
+                "`linear_solver=MINRES()` needs a symmetric optimality Jacobian, and this problem's "
+                "is not: use GMRES() or NormalCG()."
+            )
+        return minres(
+            operator.product, b, rtol=_rtol(self.rtol, b), limit=_limit(self.max_steps, b)
+        )
+
+
+class GMRES(AbstractLinearSolver):
+    """For any J, matrix-free, restarted."""
+
+    restart: int = 30
+    rtol: float | None = None
+    max_steps: int | None = None
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        return gmres(
+            operator.product,
+            b,
+            precondition=operator.precondition,
+            restart=self.restart,
+            rtol=_rtol(self.rtol, b),
+            limit=_limit(self.max_steps, b),
+        )
+
+
+class Neumann(AbstractLinearSolver):
+    """The first `terms` of J^{-1} = s sum_i (I - s J)^i, s the `step_size`: an approximation.
+
+    It converges where the eigenvalues of s J lie within 1 of 1 (a contraction's optimality does).
+    """
+
+    terms: int
+    step_size: float = 1.0
+
+    exact: ClassVar[bool] = False
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        step = jnp.asarray(self.step_size, b.dtype)
+
+        def add(carry, _):
+            term, total = carry
+            term = term - step * operator.product(term)
+            return (term, total + term), None
+
+        (_, total), _ = jax.lax.scan(add, (b, b), length=self.terms - 1)
+        return step * total
+
+
+class _Refined(AbstractLinearSolver):
+    """Sweeps with the forward solver's factorisation, refined on J itself."""
+
+    sweeps: int = 3
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        assert operator.precondition is not None
+        x = operator.precondition(b)
+        for _ in range(self.sweeps - 1):
+            x = x + operator.precondition(b - operator.product(x))
+        return x
+
+
+class _MinimumNorm(AbstractLinearSolver):
+    """The least-squares solution of least norm: SVD where J may be materialised, LSQR else."""
+
+    def solve(self, operator: Operator, b: Vector) -> Vector:
+        if b.size > DENSE_LIMIT:
+            return least_squares(
+                operator.product, operator.transpose, b, rtol=_rtol(None, b), limit=10 * b.size
+            )
+        matrix = operator.dense(b.size, b.dtype)
+        left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+        cut = b.size * jnp.finfo(b.dtype).eps * jnp.max(values)
+        keep = values > cut
+        inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
+        return matmul(right.T, inverse * matmul(left.T, b))
+
+
+def default_linear_solver(operator: Operator, size: int) -> AbstractLinearSolver:
+    """Refinement or CG where the forward solver left an inverse; dense where small; else Krylov."""
+    structure = operator.structure
+    if structure.definite and (operator.precondition is not None or size > DENSE_LIMIT):
+        return ConjugateGradient()
+    if operator.precondition is not None:
+        return _Refined()
+    if size <= DENSE_LIMIT:
+        return Dense()
+    return MINRES() if structure.symmetric else GMRES()
+
+
+class Checked(NamedTuple):
+    """A system's solution, its relative residual, and whether it is good enough to be believed."""
+
+    x: Vector
+    residual: Float[Array, ""]
+    good: Bool[Array, ""]
+
+
+def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) -> Checked:
+    """Solve J x = b and measure it; the lanes that fail are solved again for the minimum norm."""
+    solver = default_linear_solver(operator, b.size) if solver is None else solver
+    threshold = jnp.finfo(b.dtype).eps ** 0.4
+
+    def measure(x):
+        return norm(operator.product(x) - b) / jnp.maximum(norm(b), jnp.finfo(b.dtype).tiny)
+
+    x = solver.solve(operator, b)
+    residual = measure(x)
+    if not solver.exact:
+        return Checked(x, residual, jnp.all(jnp.isfinite(x)))
+    first = Checked(x, residual, residual <= threshold)
+
+    def again(b):
+        x = _MinimumNorm().solve(operator, b)
+        residual = operator.product(x) - b
+        # At a singular J what can be asked for is least squares: J' (J x - b) = 0.
+        normal = norm(operator.transpose(residual))
+        size = norm(operator.transpose(b))
+        good = (measure(x) <= threshold) | (normal <= threshold * size)
+        return Checked(x, measure(x), good), jnp.ones_like(good)
+
+    program = Program(again, lambda b, carry: (carry, jnp.ones_like(carry.good)), lambda b, c: c)
+    return run(program, b, unless=(first.good | (norm(b) == 0), first))
+
+
+def solve_checked(
+    product: Callable[[PyTree], PyTree],
+    b: PyTree[Array],
+    *,
+    solver: AbstractLinearSolver | None,
+    structure: Structure,
+    preconditioner: AbstractPreconditioner | None,
+    trusted: Bool[Array, ""],
+) -> PyTree[Array]:
+    """x with J x = b, differentiable in J and b, forwards and backwards, at any order.
+
+    Args:
+        product: v -> J v on pytrees of the structure of `b`.
+        b: the right-hand side.
+        solver: the method; `None` chooses one (`default_linear_solver`).
+        structure: what is known of J.
+        preconditioner: the forward solver's approximate inverse.
+        trusted: whether J stands for a solved problem; else x is NaN, unless b is 0.
+    """
+    flat, unravel = ravel_pytree(b)
+    trusted = jax.lax.stop_gradient(trusted)
+
+    def flat_product(v: Vector) -> Vector:
+        return ravel_pytree(product(unravel(v)))[0]
+
+    def method(transposed: bool):
+        def apply(v: Vector) -> Vector:
+            assert preconditioner is not None
+            act = preconditioner.transpose_solve if transposed else preconditioner.solve
+            return ravel_pytree(act(unravel(v)))[0]
+
+        def solve(forward: Product, v: Vector) -> Vector:
+            back = jax.linear_transpose(forward, v)
+            operator = Operator(
+                forward,
+                lambda w: back(w)[0],
+                structure,
+                None if preconditioner is None else apply,
+            )
+            out = checked(solver, operator, v)
+            zero = ~jnp.any(v != 0)
+            nan = jnp.full_like(v, jnp.nan)
+            return jnp.where(zero, jnp.zeros_like(v), jnp.where(out.good & trusted, out.x, nan))
+
+        return solve
+
+    with jax.default_matmul_precision(str(HIGHEST.name).lower()):
+        x = jax.lax.custom_linear_solve(
+            flat_product,
+            flat,
+            solve=method(False),
+            transpose_solve=method(True),
+            symmetric=structure.symmetric,
+        )
+    return unravel(x)
+
+
+def _rtol(rtol: float | None, b: Vector) -> float:
+    return float(jnp.finfo(b.dtype).eps) ** 0.6 if rtol is None else rtol
+
+
+def _limit(max_steps: int | None, b: Vector) -> int:
+    return 10 * b.size if max_steps is None else max_steps

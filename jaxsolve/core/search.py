@@ -1,0 +1,254 @@
+"""From a guess to a judged point: the solver's program for the loop, and the verdict."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .loop import AbstractLanes, Program, run
+from .problem import AbstractProblem
+from .progress import AbstractProgress
+from .solution import RESULTS, Guess, Point, Residual
+from .solver import AbstractPreconditioner, AbstractSolver
+
+
+class Limits(eqx.Module):
+    """When to stop, and how much history to keep."""
+
+    tolerance: Float[Array, ""]
+    max_steps: Int[Array, ""]
+    record: int = eqx.field(static=True)
+
+
+class Outcome(eqx.Module):
+    """What a search leaves, one lane's worth."""
+
+    point: Point
+    result: Any
+    steps: Int[Array, ""]
+    residual: Residual
+    history: Float[Array, " record"] | None
+    state: PyTree
+    preconditioner: AbstractPreconditioner | None
+
+    @property
+    def solved(self) -> Bool[Array, ""]:
+        """Whether the optimality system holds at the point, so that it may be differentiated."""
+        return (self.result == RESULTS.successful) | (self.result == RESULTS.approximate)
+
+
+class Progression(eqx.Module):
+    """The loop's carry: the solver's state, and what the frame keeps of it."""
+
+    state: PyTree
+    steps: Int[Array, ""]
+    claim: Any
+    history: Float[Array, " record"] | None
+
+
+def begin(
+    problem: AbstractProblem, solver: AbstractSolver, guess: Guess, limits: Limits
+) -> tuple[Progression, Bool[Array, ""]]:
+    """The first state; a lane whose data speak against solving is done before its first step."""
+    state = solver.init(problem, guess)
+    history = None
+    if limits.record:
+        history = jnp.full((limits.record,), jnp.nan, limits.tolerance.dtype)
+    screened, _ = problem.screen(guess)
+    done, claim = solver.status(problem, state, limits.tolerance)
+    claim = RESULTS.where(done, claim, RESULTS.max_steps_reached)
+    refused = screened != RESULTS.successful
+    claim = RESULTS.where(refused, screened, claim)
+    steps = jnp.zeros_like(limits.max_steps)
+    return Progression(state, steps, claim, history), done | refused | (limits.max_steps <= 0)
+
+
+def advance(
+    problem: AbstractProblem, solver: AbstractSolver, limits: Limits, old: Progression
+) -> tuple[Progression, Bool[Array, ""]]:
+    """One step; a lost iterate ends the lane at its last finite state."""
+    state = solver.step(problem, old.state)
+    measure = solver.measure(problem, state)
+    finite = jnp.isfinite(measure)
+    state = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), state, old.state)
+    done, claim = solver.status(problem, state, limits.tolerance)
+    claim = RESULTS.where(done, claim, RESULTS.max_steps_reached)
+    claim = RESULTS.where(finite, claim, RESULTS.nonfinite_state)
+    steps = old.steps + 1
+    history = old.history
+    if history is not None:
+        history = jnp.roll(history, -1).at[-1].set(measure.astype(history.dtype))
+    done = done | ~finite | (steps >= limits.max_steps)
+    return Progression(state, steps, claim, history), done
+
+
+def conclude(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    guess: Guess,
+    limits: Limits,
+    end: Progression,
+) -> Outcome:
+    """The polish, the point, its recomputed residual, and the verdict."""
+    state = solver.finish(problem, end.state)
+    point = with_multipliers(problem, solver.point(problem, state))
+    screened, evidence = problem.screen(guess)
+    refused = screened != RESULTS.successful
+    if evidence.dual is None:
+        evidence = Point(evidence.primal, point.dual)
+    point = jax.tree.map(lambda e, p: jnp.where(refused, e, p), evidence, point)
+    residual = problem.residual(point)
+    return Outcome(
+        point=point,
+        result=verdict(problem, point, residual, end.claim, limits.tolerance),
+        steps=end.steps,
+        residual=residual,
+        history=end.history,
+        state=state,
+        preconditioner=solver.preconditioner(problem, state),
+    )
+
+
+def with_multipliers(problem: AbstractProblem, point: Point) -> Point:
+    """The point with the best duals, where its solver returned none."""
+    return point if point.dual is not None else Point(point.primal, problem.multipliers(point.primal))
+
+
+def verdict(
+    problem: AbstractProblem,
+    point: Point,
+    residual: Residual,
+    claim: Any,
+    tolerance: Float[Array, ""],
+) -> Any:
+    """Success is measured, and infeasible and unbounded are proved; else the solver's own word."""
+    refused = claim == RESULTS.nonfinite_input
+    refused = refused | (claim == RESULTS.nonconvex)
+    solved = residual.within(tolerance) & ~refused & (claim != RESULTS.approximate)
+    proof = (claim == RESULTS.infeasible) | (claim == RESULTS.unbounded)
+    proved = proof & problem.certificate(point, claim)
+    # 16 eps: what rounding alone leaves of a residual relative to its scale.
+    below = tolerance < 16 * jnp.finfo(tolerance.dtype).eps
+    unmet = RESULTS.where(below, RESULTS.tolerance_below_dtype, RESULTS.stalled)
+    claims_success = (claim == RESULTS.successful) | (claim == RESULTS.stalled)
+    result = RESULTS.where(claims_success | (proof & ~proved), unmet, claim)
+    # A lost iterate's last finite point may still be a solution.
+    return RESULTS.where(solved & ~proved, RESULTS.successful, result)
+
+
+def settled(result: Any) -> Bool[Array, ""]:
+    """Whether a rescue has nothing to add."""
+    out = result == RESULTS.successful
+    for item in (
+        RESULTS.approximate,
+        RESULTS.infeasible,
+        RESULTS.unbounded,
+        RESULTS.nonconvex,
+        RESULTS.nonfinite_input,
+    ):
+        out = out | (result == item)
+    return out
+
+
+def search(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    guess: Guess,
+    limits: Limits,
+    *,
+    lanes: AbstractLanes,
+    progress: AbstractProgress | None,
+) -> Outcome:
+    """Run the solver through the loop, and its rescue on the lanes that need it.
+
+    Nothing here is differentiated: the loop stops gradients at its door.
+    """
+    outcome = _run(problem, solver, guess, limits, lanes, progress)
+    rescue = solver.rescue()
+    if rescue is None:
+        return outcome
+    left = limits.max_steps - outcome.steps
+    spent = Limits(limits.tolerance, left, limits.record)
+    skip = settled(outcome.result) | (left <= 0)
+    return _run(problem, rescue, guess, spent, lanes, progress, main=solver, first=(skip, outcome))
+
+
+def _run(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    guess: Guess,
+    limits: Limits,
+    lanes: AbstractLanes,
+    progress: AbstractProgress | None,
+    main: AbstractSolver | None = None,
+    first: tuple[Bool[Array, ""], Outcome] | None = None,
+) -> Outcome:
+    data, frozen = eqx.partition((problem, guess, limits), eqx.is_array)
+    carry_box, result_box = _Box(), _Box()
+
+    def init(data):
+        problem, guess, limits = eqx.combine(data, frozen)
+        carry, done = begin(problem, solver, guess, limits)
+        return carry_box.pack(carry), done
+
+    def step(data, carry):
+        problem, _, limits = eqx.combine(data, frozen)
+        carry, done = advance(problem, solver, limits, carry_box.unpack(carry))
+        return carry_box.pack(carry), done
+
+    def finish(data, carry):
+        problem, guess, limits = eqx.combine(data, frozen)
+        outcome = conclude(problem, solver, guess, limits, carry_box.unpack(carry))
+        if main is not None:
+            outcome = _adopt(problem, main, limits, outcome)
+        return result_box.pack(outcome)
+
+    def measure(carry):
+        return solver.measure(problem, carry_box.unpack(carry).state)
+
+    program = Program(init, step, finish, measure if progress is not None else None)
+    unless = None
+    if first is not None:
+        skip, outcome = first
+        unless = (skip, eqx.filter(outcome, eqx.is_array))
+    return result_box.unpack(run(program, data, lanes=lanes, unless=unless, progress=progress))
+
+
+def _adopt(
+    problem: AbstractProblem, main: AbstractSolver, limits: Limits, found: Outcome
+) -> Outcome:
+    """A rescued lane as the main solver would have left it, polished if that is better."""
+    state = main.init(problem, Guess(found.point.primal, found.point.dual))
+    state = main.finish(problem, state)
+    point = with_multipliers(problem, main.point(problem, state))
+    residual = problem.residual(point)
+    proved = (found.result == RESULTS.infeasible) | (found.result == RESULTS.unbounded)
+    better = (residual.relative < found.residual.relative) & ~proved
+    point, residual = jax.tree.map(
+        lambda p, f: jnp.where(better, p, f), (point, residual), (found.point, found.residual)
+    )
+    claim = found.result
+    return Outcome(
+        point=point,
+        result=RESULTS.where(
+            proved, claim, verdict(problem, point, residual, claim, limits.tolerance)
+        ),
+        steps=found.steps,
+        residual=residual,
+        history=found.history,
+        state=state,
+        preconditioner=main.preconditioner(problem, state),
+    )
+
+
+class _Box:
+    """Keeps a pytree's static leaves while its arrays are in the loop."""
+
+    def pack(self, tree: PyTree) -> PyTree:
+        arrays, self.static = eqx.partition(tree, eqx.is_array)
+        return arrays
+
+    def unpack(self, arrays: PyTree) -> PyTree:
+        return eqx.combine(arrays, self.static)

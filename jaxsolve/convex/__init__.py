@@ -1,0 +1,4 @@
+"""Convex problems and their solvers."""
+
+from .interior_point import InteriorPoint as InteriorPoint
+from .quadratic_program import QuadraticProgram as QuadraticProgram

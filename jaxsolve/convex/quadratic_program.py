@@ -1,0 +1,266 @@
+"""The convex quadratic program.
+
+    minimise  x'Px/2 + q'x   subject to   Ax = b,  Gx <= h,  lower <= x <= upper
+
+Any field but P and q may be absent (`None`); bounds and h may hold infinities. With multipliers
+y, z, w_l, w_u of the constraints in this order, x is a solution when
+
+    Px + q + A'y + G'z - w_l + w_u = 0,   Ax = b,
+    min(z, h - Gx) = 0,   min(w_l, x - lower) = 0,   min(w_u, upper - x) = 0.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ..core.problem import AbstractProblem, Statement, Structure
+from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
+from ..core.vectors import dot, finite, matmul
+from . import fields
+from .small import largest, times, transpose_times
+
+if TYPE_CHECKING:
+    from ..core.solver import AbstractSolver
+
+
+class Conditions(NamedTuple):
+    """The optimality conditions of a point, before complementarity; `terms` are what was added up."""
+
+    gradient: Float[Array, " n"]
+    equality: Float[Array, " p"] | None
+    slack: Dual
+    primal_terms: list[Array]
+    dual_terms: list[Array]
+
+
+class QuadraticProgram(AbstractProblem):
+    """minimise x'Px/2 + q'x subject to Ax = b, Gx <= h, lower <= x <= upper.
+
+    Example:
+        ```python
+        problem = QuadraticProgram(P, q, G=G, h=h, lower=0.0)
+        solution = solve(problem)
+        solution.value, solution.dual.inequality, solution.dual.lower
+        ```
+
+    Args:
+        P: symmetric, positive semidefinite on the null space of A; read as (P + P')/2. Zero makes it
+            a linear program.
+        q: the linear term.
+        A, b: equalities; rows may be redundant.
+        G, h: inequalities; +inf in h is a row without effect.
+        lower, upper: bounds, infinite where there is none; a scalar is for all variables. Equal
+            entries fix a variable.
+    """
+
+    P: Float[Array, "n n"]
+    q: Float[Array, " n"]
+    A: Float[Array, "p n"] | None = eqx.field(default=None, kw_only=True)
+    b: Float[Array, " p"] | None = eqx.field(default=None, kw_only=True)
+    G: Float[Array, "m n"] | None = eqx.field(default=None, kw_only=True)
+    h: Float[Array, " m"] | None = eqx.field(default=None, kw_only=True)
+    lower: Float[Array, " n"] | Float[Array, ""] | float | None = eqx.field(
+        default=None, kw_only=True
+    )
+    upper: Float[Array, " n"] | Float[Array, ""] | float | None = eqx.field(
+        default=None, kw_only=True
+    )
+
+    @classmethod
+    def from_two_sided(
+        cls,
+        P: Float[Array, "n n"],
+        q: Float[Array, " n"],
+        A: Float[Array, "m n"],
+        l: Float[Array, " m"],
+        u: Float[Array, " m"],
+    ) -> Self:
+        """The problem with rows l <= Ax <= u; infinite and equal entries are allowed.
+
+        With concrete l and u, equal entries become equalities and infinite sides are left out; with
+        traced ones, whose values shapes cannot follow, every row is written twice.
+        """
+        return cls(P, q, **fields.two_sided(A, l, u))
+
+    @property
+    def structure(self) -> Structure:
+        unconstrained = all(x is None for x in (self.A, self.G, self.lower, self.upper))
+        return Structure(symmetric=self.G is None and self.lower is None and self.upper is None
+                         or unconstrained)
+
+    def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
+        """x'Px/2 + q'x."""
+        return dot(x, matmul(self.P, x)) / 2 + dot(self.q, x)
+
+    def conditions(self, point: Point) -> Conditions:
+        """The gradient of the Lagrangian, Ax - b and the slacks. Trailing lanes are allowed."""
+        x, dual = point.primal, point.dual
+        terms = [(times(self.P, x) + transpose_times(self.P, x)) / 2, self.q]
+        sizes, equality = [], None
+        slack = Dual()
+        if self.A is not None:
+            row = times(self.A, x)
+            equality = row - self.b
+            terms.append(transpose_times(self.A, dual.equality))
+            sizes += [row, self.b]
+        if self.G is not None:
+            row = times(self.G, x)
+            slack = Dual(inequality=self.h - row)
+            terms.append(transpose_times(self.G, dual.inequality))
+            sizes.append(row)
+        if self.lower is not None:
+            slack = eqx.tree_at(lambda d: d.lower, slack, x - self.lower, is_leaf=_none)
+            terms.append(-dual.lower)
+            sizes.append(x)
+        if self.upper is not None:
+            slack = eqx.tree_at(lambda d: d.upper, slack, self.upper - x, is_leaf=_none)
+            terms.append(dual.upper)
+            sizes.append(x)
+        gradient = terms[0]
+        for term in terms[1:]:
+            gradient = gradient + term
+        return Conditions(gradient, equality, slack, sizes, terms)
+
+    def optimality(self, point: Point) -> Point:
+        return self._relaxed(point, jnp.minimum)
+
+    def smoothed_optimality(self, point: Point, kappa: Float[Array, ""]) -> Point:
+        """min(a, b) replaced by Chen-Harker-Kanzow-Smale's function, 0 where ab = kappa, a > 0."""
+
+        def smooth(dual, slack):
+            bounded = jnp.isfinite(slack)
+            s = jnp.where(bounded, slack, 1.0)
+            total, root = dual + s, jnp.sqrt((dual - s) ** 2 + 4 * kappa)
+            # Two forms of (total - root) / 2: each where it does not cancel.
+            positive = total > 0
+            above = 2 * (dual * s - kappa) / jnp.where(positive, total + root, 1.0)
+            return jnp.where(bounded, jnp.where(positive, above, (total - root) / 2), dual)
+
+        return self._relaxed(point, smooth)
+
+    def _relaxed(self, point: Point, pair) -> Point:
+        found, dual = self.conditions(point), point.dual
+        slack = found.slack
+        return Point(
+            found.gradient,
+            Dual(
+                found.equality,
+                None if self.G is None else pair(dual.inequality, slack.inequality),
+                None if self.lower is None else pair(dual.lower, slack.lower),
+                None if self.upper is None else pair(dual.upper, slack.upper),
+            ),
+        )
+
+    def residual(self, point: Point) -> Residual:
+        """Maximum norms, judged against the size of what was added up to form them.
+
+        The primal scale is max(1, |Ax|, |b|, |Gx|, |x|), with x where there are bounds; the dual one
+        max(1, |Px|, |q|, |A'y|, |G'z|, |w|). Complementarity is max |min(dual, slack)|; each pair is
+        judged by the scale of the smaller of the two, and `scale` says what that came to.
+        """
+        found = self.conditions(point)
+        one = jnp.ones_like(point.primal[0])
+        zero = jnp.zeros_like(one)
+        primal_scale = jnp.maximum(one, largest(*found.primal_terms)) if found.primal_terms else one
+        dual_scale = jnp.maximum(one, largest(*found.dual_terms))
+        primal = zero if found.equality is None else largest(found.equality, zero[None])
+        worst, relative = zero, zero
+        for dual, slack in fields.pairs(point.dual, found.slack):
+            primal = jnp.maximum(primal, jnp.max(-slack, axis=0, initial=0.0))
+            worst = jnp.maximum(worst, largest(jnp.minimum(dual, slack), zero[None]))
+            scaled = jnp.minimum(dual / dual_scale, slack / primal_scale)
+            relative = jnp.maximum(relative, largest(scaled, zero[None]))
+        present = relative > 0
+        scale = jnp.where(
+            present, worst / jnp.where(present, relative, one), jnp.maximum(primal_scale, dual_scale)
+        )
+        return Residual(
+            primal, largest(found.gradient), worst, Scale(primal_scale, dual_scale, scale)
+        )
+
+    def multipliers(self, value: Float[Array, " n"]) -> Dual:
+        """Nonnegative least squares on the constraints that are active at `value`."""
+        from .multipliers import least_squares_multipliers
+
+        return least_squares_multipliers(self, value)
+
+    def default_solver(self) -> "AbstractSolver":
+        from .interior_point import InteriorPoint
+
+        return InteriorPoint()
+
+    def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
+        return fields.prepare(self, init)
+
+    def zero_dual(self) -> Dual:
+        """Multipliers of zeros, of this problem's structure."""
+        n = jnp.zeros_like(self.q)
+        return Dual(
+            None if self.b is None else jnp.zeros_like(self.b),
+            None if self.h is None else jnp.zeros_like(self.h),
+            None if self.lower is None else n,
+            None if self.upper is None else n,
+        )
+
+    def screen(self, guess: Guess) -> tuple[Any, Point]:
+        clean = finite(*(x for x in (self.P, self.q, self.A, self.b, self.G) if x is not None))
+        clean = clean & jnp.all(jnp.isfinite(guess.primal))
+        if self.h is not None:
+            clean = clean & jnp.all(self.h > -jnp.inf)
+        if self.lower is not None:
+            clean = clean & jnp.all(self.lower < jnp.inf)
+        if self.upper is not None:
+            clean = clean & jnp.all(self.upper > -jnp.inf)
+        result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
+        dual = self.zero_dual()
+        if self.lower is not None and self.upper is not None:
+            excess = self.lower - self.upper
+            # w_l = w_u = e_i at the worst crossing i: 0'x <= upper_i - lower_i < 0.
+            crossed = (excess > 0) & (jnp.arange(excess.size) == jnp.argmax(excess))
+            one = jnp.where(crossed & clean, 1.0, 0.0).astype(self.q.dtype)
+            dual = Dual(dual.equality, dual.inequality, one, one)
+            result = RESULTS.where(
+                clean & jnp.any(excess > 0), RESULTS.infeasible, result
+            )
+        return result, Point(jnp.where(clean, guess.primal, 0.0), dual)
+
+    def certificate(self, point: Point, result: Any) -> Bool[Array, ""]:
+        """Whether `point.dual` proves that there is no feasible point within 1e6 (1e3 in float32)
+        times the data's own size, or `point.primal` is a ray of descent to that accuracy."""
+        from .certificates import proves_infeasible, proves_unbounded
+
+        infeasible = proves_infeasible(self, point.dual)
+        unbounded = proves_unbounded(self, point.primal)
+        return ((result == RESULTS.infeasible) & infeasible) | (
+            (result == RESULTS.unbounded) & unbounded
+        )
+
+    def statement(self) -> Statement:
+        def equality(x):
+            return matmul(self.A, x) - self.b
+
+        def inequality(x):
+            return matmul(self.G, x) - self.h
+
+        return Statement(
+            "minimise",
+            self.objective,
+            None if self.A is None else equality,
+            None if self.G is None else inequality,
+            self.lower,
+            self.upper,
+        )
+
+    def describe(self) -> list[str]:
+        """What the data say before a solve, in words (eager)."""
+        from .describe import describe
+
+        return describe(self)
+
+
+def _none(x: Any) -> bool:
+    return x is None
+
+

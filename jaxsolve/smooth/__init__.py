@@ -1,0 +1,14 @@
+"""Smooth problems without constraints, and their solvers."""
+
+from .anderson import Anderson as Anderson
+from .broyden import Broyden as Broyden
+from .lbfgs import LBFGS as LBFGS
+from .levenberg_marquardt import QR as QR, Gram as Gram, LevenbergMarquardt as LevenbergMarquardt
+from .newton import Newton as Newton
+from .problems import (
+    FixedPoint as FixedPoint,
+    LeastSquares as LeastSquares,
+    Minimise as Minimise,
+    Root as Root,
+)
+from .trust_region_newton import TrustRegionNewton as TrustRegionNewton

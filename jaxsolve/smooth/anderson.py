@@ -170,7 +170,9 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         scaled = gram / (sizes[:, None] * sizes[None, :])
         scaled = scaled + jnp.diag(jnp.where(used, ridge, 1.0).astype(values.dtype))
         factor = jnp.linalg.cholesky(scaled)
-        half = jax.scipy.linalg.solve_triangular(factor, matmul(changes, values) / sizes, lower=True)
+        half = jax.scipy.linalg.solve_triangular(
+            factor, matmul(changes, values) / sizes, lower=True
+        )
         weights = jax.scipy.linalg.solve_triangular(factor, half, lower=True, trans=1) / sizes
         weights = jnp.where(finite(weights), weights, jnp.zeros_like(weights))
         left = values - matmul(weights, changes)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, require, shaper
 from .newton import Newton
@@ -55,7 +55,7 @@ class Multiple(AbstractStart):
         return jnp.where(usable, multiple, jnp.ones_like(multiple))
 
 
-class Inverse(AbstractPreconditioner):
+class Inverse(eqx.Module):
     """H = (1 + U C S') H_0: a first inverse (a matrix, or a multiple of 1) and rank-one factors.
 
     Attributes:
@@ -83,20 +83,6 @@ class Inverse(AbstractPreconditioner):
         vector = matmul(self.first, vector) if self.first.ndim else self.first * vector
         inner = matmul(self.coefficients, matmul(self.steps, vector))
         return vector + matmul(inner, self.updates)
-
-    def transposed(self, vector: Vector) -> Vector:
-        """H' vector."""
-        inner = matmul(matmul(self.updates, vector), self.coefficients)
-        vector = vector + matmul(inner, self.steps)
-        return matmul(vector, self.first) if self.first.ndim else self.first * vector
-
-    def solve(self, residual: Point) -> Point:
-        out = self.times(ravel(residual.primal))
-        return Point(shaper(residual.primal)(out), residual.dual)
-
-    def transpose_solve(self, residual: Point) -> Point:
-        out = self.transposed(ravel(residual.primal))
-        return Point(shaper(residual.primal)(out), residual.dual)
 
     def cleared(self, where: Bool[Array, ""], first: Float[Array, "..."]) -> "Inverse":
         """Without its factors, and with another H_0, `where` it holds."""
@@ -269,9 +255,6 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
 
     def point(self, problem: Root | FixedPoint, state: BroydenState) -> Point:
         return Point(state.primal)
-
-    def preconditioner(self, problem: Root | FixedPoint, state: BroydenState) -> Inverse:
-        return state.inverse
 
     def rescue(self) -> Newton:
         return Newton()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core.problem import AbstractProblem
 from ..core.vectors import largest, ravel
-from .problems import AbstractSmooth, FixedPoint, LeastSquares, Minimise, Root
+from .problems import AbstractSmooth, FixedPoint, LeastSquares
 
 Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -78,19 +78,3 @@ def shaper(primal: PyTree[Array]) -> Callable[[Vector], PyTree[Array]]:
         return jax.tree.unflatten(tree, out)
 
     return restore
-
-
-__all__ = [
-    "FixedPoint",
-    "LeastSquares",
-    "Minimise",
-    "Root",
-    "Scalar",
-    "Vector",
-    "equations",
-    "equations_measure",
-    "gradient_measure",
-    "objective",
-    "require",
-    "shaper",
-]

@@ -261,9 +261,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
     def point(self, problem: Minimise | LeastSquares, state: LBFGSState) -> Point:
         return Point(state.primal)
 
-    def preconditioner(
-        self, problem: Minimise | LeastSquares, state: LBFGSState
-    ) -> InverseHessian:
+    def preconditioner(self, problem: Minimise | LeastSquares, state: LBFGSState) -> InverseHessian:
         return InverseHessian(state.pairs)
 
 

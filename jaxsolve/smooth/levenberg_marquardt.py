@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
-from ..core.vectors import dot, finite, largest, matmul, norm, ravel
+from ..core.vectors import dot, finite, matmul, ravel
 from .forms import Scalar, Vector, gradient_measure, require, shaper
 from .problems import LeastSquares
 
@@ -143,7 +143,7 @@ class GaussNewtonInverse(AbstractPreconditioner):
 
 
 class LevenbergMarquardt(AbstractSolver[LeastSquares]):
-    """Levenberg-Marquardt for least squares with up to some thousand variables: one Jacobian a step.
+    """Levenberg-Marquardt for least squares of up to some thousand variables, a Jacobian a step.
 
     The default of `LeastSquares`. Stops on the gradient J'r relative to ||r||, never on the step.
 
@@ -278,8 +278,8 @@ def _solve_definite(matrix: Float[Array, "n n"], vector: Vector) -> Vector:
     n = vector.size
     if n > _SMALL:
         factor = jnp.linalg.cholesky(matrix)
-        half = jax.scipy.linalg.solve_triangular(factor, vector, lower=True)
-        return jax.scipy.linalg.solve_triangular(factor, half, lower=True, trans=1)
+        middle = jax.scipy.linalg.solve_triangular(factor, vector, lower=True)
+        return jax.scipy.linalg.solve_triangular(factor, middle, lower=True, trans=1)
     rows: list[list[Array]] = []
     half: list[Array] = []
     for i in range(n):

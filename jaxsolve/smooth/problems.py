@@ -99,7 +99,7 @@ class Root(AbstractSmooth):
         return Point(self(point.primal))
 
     def residual(self, point: Point) -> Residual:
-        return _residual(primal=max_norm(self(point.primal)))
+        return _primal(max_norm(self(point.primal)))
 
     def default_solver(self) -> "AbstractSolver":
         from .broyden import Broyden
@@ -131,7 +131,7 @@ class FixedPoint(AbstractSmooth):
 
     def residual(self, point: Point) -> Residual:
         size = jnp.maximum(max_norm(point.primal), 1.0)
-        return _residual(primal=max_norm(self.optimality(point).primal), scale=Scale(primal=size))
+        return _primal(max_norm(self.optimality(point).primal), size)
 
     def default_solver(self) -> "AbstractSolver":
         from .anderson import Anderson
@@ -165,7 +165,7 @@ class Minimise(AbstractSmooth):
         return Point(jax.grad(self)(point.primal))
 
     def residual(self, point: Point) -> Residual:
-        return _residual(dual=max_norm(self.optimality(point).primal))
+        return _dual(max_norm(self.optimality(point).primal))
 
     def default_solver(self) -> "AbstractSolver":
         from .lbfgs import LBFGS
@@ -205,7 +205,7 @@ class LeastSquares(AbstractSmooth):
         residuals, gradient = self._gradient(point)
         squares = [jnp.sum(x * x) for x in jax.tree.leaves(residuals)]
         size = jnp.sqrt(jnp.maximum(sum(squares[1:], squares[0]), 1.0))
-        return _residual(dual=max_norm(gradient), scale=Scale(dual=size))
+        return _dual(max_norm(gradient), size)
 
     def _gradient(self, point: Point) -> tuple[PyTree[Array], PyTree[Array]]:
         residuals, pullback = jax.vjp(self, point.primal)
@@ -238,20 +238,14 @@ def max_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     return largest
 
 
-def _residual(
-    primal: Float[Array, ""] | None = None,
-    dual: Float[Array, ""] | None = None,
-    scale: Scale = Scale(),
-) -> Residual:
-    present = primal if primal is not None else dual
-    zero = jnp.zeros_like(present)
-    one = jnp.ones_like(present)
-    return Residual(
-        primal=zero if primal is None else primal,
-        dual=zero if dual is None else dual,
-        complementarity=zero,
-        scale=Scale(*(jnp.asarray(one * x, one.dtype) for x in scale)),
-    )
+def _primal(size: Float[Array, ""], scale: Float[Array, ""] | None = None) -> Residual:
+    zero, one = jnp.zeros_like(size), jnp.ones_like(size)
+    return Residual(size, zero, zero, Scale(one if scale is None else scale, one, one))
+
+
+def _dual(size: Float[Array, ""], scale: Float[Array, ""] | None = None) -> Residual:
+    zero, one = jnp.zeros_like(size), jnp.ones_like(size)
+    return Residual(zero, size, zero, Scale(one, one if scale is None else scale, one))
 
 
 def _same(value: PyTree[Array], out: PyTree, name: str) -> None:

@@ -86,11 +86,13 @@ class Implicit(AbstractAdjoint):
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
         smooth = isinstance(self.degenerate, Smoothed)
-        data, static = eqx.partition(problem, eqx.is_inexact_array)
+        data, rest = eqx.partition(problem, eqx.is_inexact_array)
+        # Integer arrays (labels) are arguments of the rule too: it may not close over tracers.
+        fixed, static = eqx.partition(rest, eqx.is_array)
         found = outcome.point
 
-        def system(data: PyTree, point: Point) -> Point:
-            problem: AbstractProblem = eqx.combine(data, static)
+        def system(fixed: PyTree, data: PyTree, point: Point) -> Point:
+            problem: AbstractProblem = eqx.combine(data, fixed, static)
             if isinstance(self.degenerate, Smoothed):
                 dtype = ravel_pytree(point)[0].dtype
                 kappa = jnp.asarray(self.degenerate.kappa, dtype)
@@ -98,7 +100,7 @@ class Implicit(AbstractAdjoint):
             return problem.optimality(point)
 
         if smooth:
-            found = _newton(lambda point: system(data, point), found)
+            found = _newton(lambda point: system(fixed, data, point), found)
 
         @jax.custom_jvp
         def at(data: PyTree, found: Point, outcome: Any) -> Point:
@@ -106,13 +108,13 @@ class Implicit(AbstractAdjoint):
 
         @at.defjvp
         def rule(primals, tangents):
-            data, found, (solved, preconditioner) = primals
-            point = at(data, found, (solved, preconditioner))
+            data, found, (solved, preconditioner, fixed) = primals
+            point = at(data, found, (solved, preconditioner, fixed))
             # NaN in a refused lane's data must not reach others through data that they share.
             clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
-            _, moved = jax.jvp(lambda d: system(d, place), (clean,), (tangents[0],))
-            _, product = jax.linearize(lambda p: system(clean, p), place)
+            _, moved = jax.jvp(lambda d: system(fixed, d, place), (clean,), (tangents[0],))
+            _, product = jax.linearize(lambda p: system(fixed, clean, p), place)
             tangent = solve_checked(
                 product,
                 jax.tree.map(jnp.negative, moved),
@@ -123,7 +125,7 @@ class Implicit(AbstractAdjoint):
             )
             return point, tangent
 
-        point = at(data, found, (outcome.solved, outcome.preconditioner))
+        point = at(data, found, (outcome.solved, outcome.preconditioner, fixed))
         if smooth:
             # The value stays the solution's own; the derivative is the smoothed point's.
             point = _with_derivative(outcome.point, point)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from ..core.solution import Dual, Point
 from ..core.solver import AbstractPreconditioner
-from .reduced import Reduced
-from .small import lanes_last, solve_factored, times, transpose_times
+from ..core.vectors import matmul
+from .reduced import Reduced, collapse, expand, fields_of, join, solve_lower
 
 
 class ActiveSystem(AbstractPreconditioner):
@@ -27,7 +27,6 @@ class ActiveSystem(AbstractPreconditioner):
     Attributes:
         weight: w; large on active rows, 1 on ties, 0 on inactive rows.
         tied: rows whose dual and slack are both zero: `min` counts half of each.
-        small: whether lanes go last.
     """
 
     reduced: Reduced
@@ -37,21 +36,21 @@ class ActiveSystem(AbstractPreconditioner):
     P: Float[Array, "n n"]
     G: Float[Array, "r n"] | None
     equalities: int = eqx.field(static=True)
-    small: bool = eqx.field(static=True)
 
     def rows(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """C x."""
-        parts = [] if self.G is None else [times(self.G, x)]
-        parts += [s * x for s, has in zip((-1, 1), self.reduced.bounds, strict=True) if has]
-        return jnp.concatenate(parts) if parts else x[:0]
+        rows = x if self.G is None else jnp.concatenate([matmul(self.G, x), x])
+        return expand(rows, self.reduced.inequalities, self.reduced.bounds)
 
     def columns(self, z: Float[Array, " m"]) -> Float[Array, " n"]:
         """C'z."""
-        rows, bound = self.reduced.split(z)
-        out = jnp.zeros_like(self.P[0])
-        if rows is not None:
-            out = out + transpose_times(self.G, rows)
-        return out if bound is None else out + bound
+        count, bounds = self.reduced.inequalities, self.reduced.bounds
+        total = jnp.zeros_like(self.P[0])
+        if self.G is not None:
+            total = total + matmul(z[:count], self.G)
+        if any(bounds):
+            total = total + collapse(z, count, bounds)[count:]
+        return total
 
     def back(
         self,
@@ -66,64 +65,43 @@ class ActiveSystem(AbstractPreconditioner):
         if reduced.rotation is None:
             base, gradient = jnp.zeros_like(r_x), -r_x
         else:
-            base = reduced.particular(r_y[: reduced.triangle.shape[0]])
-            gradient = times(self.P, base) - r_x
+            base = reduced.particular(r_y[: reduced.equalities])
+            gradient = matmul(self.P, base) - r_x
         z = offset + self.weight * (self.rows(base) - r_z)
-        dv = solve_factored(self.factor, -reduced.restrict(gradient + self.columns(z)))
-        dx = base + reduced.lift(dv)
+        right = -reduced.restrict(gradient + self.columns(z))
+        dv = solve_lower(self.factor, solve_lower(self.factor, right), transposed=True)
+        dx = dv if reduced.rotation is None else base + reduced.lift(dv) - reduced.start
         dz = offset + self.weight * (self.rows(dx) - r_z)
         if reduced.rotation is None:
             return dx, None if r_y is None else jnp.zeros_like(r_y), dz
-        dy = reduced.equality_dual(times(self.P, dx) + self.columns(dz) - r_x)
+        dy = reduced.equality_dual(matmul(self.P, dx) + self.columns(dz) - r_x)
         missing = r_y.shape[0] - dy.shape[0]
         return dx, jnp.concatenate([dy, jnp.zeros_like(r_y[:missing])]) if missing else dy, dz
 
     def solve(self, residual: Point) -> Point:
-        return self._placed(_solve, residual)
+        # share * dz - (1 - share) * C dx = r
+        r, share = self._gathered(residual.dual), self._share()
+        inactive = share == 1
+        target = jnp.where(inactive, 0, -r / jnp.where(inactive, 1, 1 - share))
+        offset = jnp.where(inactive, r, 0)
+        x, y, z = self.back(residual.primal, residual.dual.equality, target, offset)
+        return Point(x, self._scattered(y, z))
 
     def transpose_solve(self, residual: Point) -> Point:
-        return self._placed(_transpose_solve, residual)
+        # P x + A'y - C'((1 - share) z) = r_x, A x = r_y, C x + share * z = r_z
+        r, share = self._gathered(residual.dual), self._share()
+        inactive = share == 1
+        target = jnp.where(inactive, 0, r)
+        x, y, moved = self.back(residual.primal, residual.dual.equality, target)
+        z = jnp.where(inactive, r - self.rows(x), -moved / jnp.where(inactive, 1, 1 - share))
+        return Point(x, self._scattered(y, z))
 
-    def _placed(self, fn, residual: Point) -> Point:
-        return lanes_last(fn, self, residual) if self.small else fn(self, residual)
+    def _share(self) -> Float[Array, " m"]:
+        """The part of dz in a row of `optimality`: 1 inactive, 0 active, 1/2 tied."""
+        return jnp.where(self.weight == 0, 1, jnp.where(self.tied, 0.5, 0)).astype(self.weight.dtype)
 
-    def gathered(self, dual: Dual) -> Float[Array, " m"]:
-        """The rows of C as one vector."""
-        parts = [x for x in (dual.inequality, dual.lower, dual.upper) if x is not None]
-        return jnp.concatenate(parts) if parts else self.weight
+    def _gathered(self, dual: Dual) -> Float[Array, " m"]:
+        return join(dual.inequality, dual.lower, dual.upper, self.weight)
 
-    def scattered(self, y: Array | None, z: Float[Array, " m"]) -> Dual:
-        """The inverse of `gathered`."""
-        count = 0 if self.G is None else self.G.shape[0]
-        n, at, parts = self.P.shape[0], count, []
-        for has in self.reduced.bounds:
-            parts.append(z[at : at + n] if has else None)
-            at += n if has else 0
-        return Dual(y, z[:count] if count else None, *parts)
-
-
-def _share(system: ActiveSystem) -> Float[Array, " m"]:
-    """The part of dz in a row of `optimality`: 1 inactive, 0 active, 1/2 tied."""
-    one = jnp.ones_like(system.weight)
-    return jnp.where(system.weight == 0, one, jnp.where(system.tied, one / 2, 0 * one))
-
-
-def _solve(system: ActiveSystem, residual: Point) -> Point:
-    # share * dz - (1 - share) * C dx = r
-    r = system.gathered(residual.dual)
-    share = _share(system)
-    inactive = share == 1
-    target = jnp.where(inactive, 0, -r / jnp.where(inactive, 1, 1 - share))
-    offset = jnp.where(inactive, r, 0)
-    x, y, z = system.back(residual.primal, residual.dual.equality, target, offset)
-    return Point(x, system.scattered(y, z))
-
-
-def _transpose_solve(system: ActiveSystem, residual: Point) -> Point:
-    # P x + A'y - C'((1 - share) z) = r_x, A x = r_y, C x + share * z = r_z
-    r = system.gathered(residual.dual)
-    share = _share(system)
-    inactive = share == 1
-    x, y, moved = system.back(residual.primal, residual.dual.equality, jnp.where(inactive, 0, r))
-    z = jnp.where(inactive, r - system.rows(x), -moved / jnp.where(inactive, 1, 1 - share))
-    return Point(x, system.scattered(y, z))
+    def _scattered(self, y: Array | None, z: Float[Array, " m"]) -> Dual:
+        return Dual(y, *fields_of(z, self.reduced.inequalities, self.reduced.bounds))

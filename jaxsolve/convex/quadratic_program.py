@@ -17,9 +17,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, finite, matmul
+from ..core.vectors import dot, finite, largest, matmul
 from . import fields
-from .small import largest, times, transpose_times
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -95,20 +94,20 @@ class QuadraticProgram(AbstractProblem):
         return dot(x, matmul(self.P, x)) / 2 + dot(self.q, x)
 
     def conditions(self, point: Point) -> Conditions:
-        """The gradient of the Lagrangian, Ax - b and the slacks. Trailing lanes are allowed."""
+        """The gradient of the Lagrangian, Ax - b and the slacks."""
         x, dual = point.primal, point.dual
-        terms = [(times(self.P, x) + transpose_times(self.P, x)) / 2, self.q]
+        terms = [(matmul(self.P, x) + matmul(x, self.P)) / 2, self.q]
         sizes, equality = [], None
         slack = Dual()
         if self.A is not None:
-            row = times(self.A, x)
+            row = matmul(self.A, x)
             equality = row - self.b
-            terms.append(transpose_times(self.A, dual.equality))
+            terms.append(matmul(dual.equality, self.A))
             sizes += [row, self.b]
         if self.G is not None:
-            row = times(self.G, x)
+            row = matmul(self.G, x)
             slack = Dual(inequality=self.h - row)
-            terms.append(transpose_times(self.G, dual.inequality))
+            terms.append(matmul(dual.inequality, self.G))
             sizes.append(row)
         if self.lower is not None:
             slack = eqx.tree_at(lambda d: d.lower, slack, x - self.lower, is_leaf=_none)
@@ -163,15 +162,16 @@ class QuadraticProgram(AbstractProblem):
         found = self.conditions(point)
         one = jnp.ones_like(point.primal[0])
         zero = jnp.zeros_like(one)
-        primal_scale = jnp.maximum(one, largest(*found.primal_terms)) if found.primal_terms else one
-        dual_scale = jnp.maximum(one, largest(*found.dual_terms))
-        primal = zero if found.equality is None else largest(found.equality, zero[None])
-        worst, relative = zero, zero
+        primal_scale = jnp.maximum(one, _largest(found.primal_terms, zero))
+        dual_scale = jnp.maximum(one, _largest(found.dual_terms, zero))
+        below, natural, scaled = [], [], []
         for dual, slack in fields.pairs(point.dual, found.slack):
-            primal = jnp.maximum(primal, jnp.max(-slack, axis=0, initial=0.0))
-            worst = jnp.maximum(worst, largest(jnp.minimum(dual, slack), zero[None]))
-            scaled = jnp.minimum(dual / dual_scale, slack / primal_scale)
-            relative = jnp.maximum(relative, largest(scaled, zero[None]))
+            below.append(jnp.minimum(slack, 0))
+            natural.append(jnp.minimum(dual, slack))
+            scaled.append(jnp.minimum(dual / dual_scale, slack / primal_scale))
+        equality = [] if found.equality is None else [found.equality]
+        primal, worst = _largest(equality + below, zero), _largest(natural, zero)
+        relative = _largest(scaled, zero)
         present = relative > 0
         scale = jnp.where(
             present, worst / jnp.where(present, relative, one), jnp.maximum(primal_scale, dual_scale)
@@ -258,6 +258,10 @@ class QuadraticProgram(AbstractProblem):
         from .describe import describe
 
         return describe(self)
+
+
+def _largest(parts: list[Array], zero: Float[Array, ""]) -> Float[Array, ""]:
+    return largest(jnp.concatenate(parts)) if parts else zero
 
 
 def _none(x: Any) -> bool:

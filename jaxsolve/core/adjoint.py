@@ -113,11 +113,10 @@ class Implicit(AbstractAdjoint):
             # NaN in a refused lane's data must not reach others through data that they share.
             clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
-            _, moved = jax.jvp(lambda d: system(fixed, d, place), (clean,), (tangents[0],))
-            _, product = jax.linearize(lambda p: system(fixed, clean, p), place)
+            push_data, push_point = _partials(lambda d, p: system(fixed, d, p), clean, place)
             tangent = solve_checked(
-                product,
-                jax.tree.map(jnp.negative, moved),
+                push_point,
+                jax.tree.map(jnp.negative, push_data(tangents[0])),
                 solver=self.linear_solver,
                 structure=problem.structure,
                 preconditioner=None if smooth else preconditioner,
@@ -144,7 +143,9 @@ class OneStep(AbstractAdjoint):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
 
         def step(problem: AbstractProblem) -> Point:
-            return with_multipliers(problem, solver.point(problem, solver.step(problem, outcome.state)))
+            return with_multipliers(
+                problem, solver.point(problem, solver.step(problem, outcome.state))
+            )
 
         _without_loops(lambda: step(problem), solver, "OneStep")
         return outcome, _guarded(outcome.point, step(problem), outcome.solved)
@@ -184,9 +185,7 @@ class Unrolled(AbstractAdjoint):
         (arrays, _), _ = jax.lax.scan(piece, (arrays, done), length=pieces)
         end: Any = eqx.combine(arrays, static)
         point = with_multipliers(problem, solver.point(problem, end.state))
-        stopped = jax.tree.map(
-            jax.lax.stop_gradient, conclude(problem, solver, guess, limits, end)
-        )
+        stopped = jax.tree.map(jax.lax.stop_gradient, conclude(problem, solver, guess, limits, end))
         outcome = eqx.tree_at(lambda o: o.point, stopped, jax.lax.stop_gradient(point))
         return outcome, point
 
@@ -227,6 +226,19 @@ def check_derivative(
 
     operator = Operator(lambda w: pullback(w)[0], push, problem.structure)
     return checked(None, operator, ravel_pytree(target)[0]).residual
+
+
+def _partials(fn: Callable, left: PyTree, right: PyTree) -> tuple[Callable, Callable]:
+    """The two partial derivatives of `fn(left, right)` as linear maps, from one linearisation.
+
+    A second linearisation, of the linear map itself, drops the other argument's terms: a product
+    with the one derivative computes nothing of the other.
+    """
+    _, push = jax.linearize(fn, left, right)
+    none = [jax.tree.map(jnp.zeros_like, x) for x in (left, right)]
+    _, push_left = jax.linearize(lambda t: push(t, none[1]), none[0])
+    _, push_right = jax.linearize(lambda t: push(none[0], t), none[1])
+    return push_left, push_right
 
 
 def _newton(system: Callable[[Point], Point], start: Point) -> Point:
@@ -271,7 +283,9 @@ def _guarded(value: Point, source: Point, trusted: Bool[Array, ""]) -> Point:
     @gate.defjvp
     def rule(primals, tangents):
         value, source, trusted = primals
-        keep = jax.tree.map(lambda t: jnp.where(trusted, 1.0, jnp.nan).astype(t.dtype) * t, tangents[1])
+        keep = jax.tree.map(
+            lambda t: jnp.where(trusted, 1.0, jnp.nan).astype(t.dtype) * t, tangents[1]
+        )
         return gate(value, source, trusted), keep
 
     return gate(value, source, trusted)

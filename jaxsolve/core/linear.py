@@ -22,19 +22,34 @@ from .solver import AbstractPreconditioner
 from .vectors import HIGHEST, matmul, norm
 
 DENSE_LIMIT = 512
-"""Up to this size the default method materialises J."""
+"""Up to this size the default method materialises J where the forward solver left no factor."""
+SMALL = 16
+"""Up to this size it always does: a factor saves nothing, and one copy of J makes a smaller program."""
 
 
 class Operator(NamedTuple):
-    """J by its products with flat vectors, and what is known of it."""
+    """J by its products with flat vectors, and what is known of it.
+
+    Attributes:
+        matrix: J itself, once it has been materialised; the products are then the matrix's, so
+            that a program holds the functions of the problem once.
+    """
 
     product: Product
     transpose: Product
     structure: Structure
     precondition: Product | None = None
+    matrix: Float[Array, "n n"] | None = None
 
-    def dense(self, size: int, dtype: Any) -> Float[Array, "n n"]:
-        return jax.vmap(self.product, out_axes=1)(jnp.eye(size, dtype=dtype))
+    def materialised(self, b: Vector) -> "Operator":
+        if self.matrix is not None:
+            return self
+        matrix = jax.vmap(self.product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+        return self._replace(
+            product=lambda v: matmul(matrix, v),
+            transpose=lambda v: matmul(v, matrix),
+            matrix=matrix,
+        )
 
 
 class AbstractLinearSolver(eqx.Module):
@@ -43,9 +58,12 @@ class AbstractLinearSolver(eqx.Module):
     Attributes:
         exact: whether its answer must satisfy the system; an approximate inverse by design
             (`Neumann`) is taken as it is.
+        dense: whether it wants J materialised.
+        dense: whether it wants J materialised.
     """
 
     exact: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, operator: Operator, b: Vector) -> Vector: ...
@@ -54,24 +72,16 @@ class AbstractLinearSolver(eqx.Module):
 class Dense(AbstractLinearSolver):
     """Materialises J: Cholesky where it is symmetric and definite, LU else, refined once."""
 
+    dense: ClassVar[bool] = True
+
     def solve(self, operator: Operator, b: Vector) -> Vector:
-        matrix = operator.dense(b.size, b.dtype)
+        matrix = operator.materialised(b).matrix
         if operator.structure.definite:
             factor = jnp.linalg.cholesky(matrix)
-
-            def back(r):
-                half = jax.lax.linalg.triangular_solve(
-                    factor, r[:, None], left_side=True, lower=True
-                )
-                return jax.lax.linalg.triangular_solve(
-                    factor, half, left_side=True, lower=True, transpose_a=True
-                )[:, 0]
+            back = lambda r: jax.scipy.linalg.cho_solve((factor, True), r)
         else:
             factor = jax.scipy.linalg.lu_factor(matrix)
-
-            def back(r):
-                return jax.scipy.linalg.lu_solve(factor, r)
-
+            back = lambda r: jax.scipy.linalg.lu_solve(factor, r)
         x = back(b)
         return x + back(b - matmul(matrix, x))
 
@@ -192,7 +202,7 @@ class _MinimumNorm(AbstractLinearSolver):
             return least_squares(
                 operator.product, operator.transpose, b, rtol=_rtol(None, b), limit=10 * b.size
             )
-        matrix = operator.dense(b.size, b.dtype)
+        matrix = operator.materialised(b).matrix
         left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
         cut = b.size * jnp.finfo(b.dtype).eps * jnp.max(values)
         keep = values > cut
@@ -201,14 +211,14 @@ class _MinimumNorm(AbstractLinearSolver):
 
 
 def default_linear_solver(operator: Operator, size: int) -> AbstractLinearSolver:
-    """Refinement or CG where the forward solver left an inverse; dense where small; else Krylov."""
+    """Refinement where the forward solver left a factor; dense where small; CG, MINRES, GMRES else."""
     structure = operator.structure
-    if structure.definite and (operator.precondition is not None or size > DENSE_LIMIT):
-        return ConjugateGradient()
-    if operator.precondition is not None:
-        return _Refined()
+    if operator.precondition is not None and size > SMALL:
+        return ConjugateGradient() if structure.definite else _Refined()
     if size <= DENSE_LIMIT:
         return Dense()
+    if structure.definite:
+        return ConjugateGradient()
     return MINRES() if structure.symmetric else GMRES()
 
 
@@ -224,24 +234,26 @@ def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) 
     """Solve J x = b and measure it; the lanes that fail are solved again for the minimum norm."""
     solver = default_linear_solver(operator, b.size) if solver is None else solver
     threshold = jnp.finfo(b.dtype).eps ** 0.4
+    if solver.dense:
+        operator = operator.materialised(b)
 
-    def measure(x):
-        return norm(operator.product(x) - b) / jnp.maximum(norm(b), jnp.finfo(b.dtype).tiny)
+    def measured(operator: Operator, x: Vector) -> tuple[Vector, Float[Array, ""]]:
+        residual = operator.product(x) - b
+        return residual, norm(residual) / jnp.maximum(norm(b), jnp.finfo(b.dtype).tiny)
 
     x = solver.solve(operator, b)
-    residual = measure(x)
+    _, relative = measured(operator, x)
     if not solver.exact:
-        return Checked(x, residual, jnp.all(jnp.isfinite(x)))
-    first = Checked(x, residual, residual <= threshold)
+        return Checked(x, relative, jnp.all(jnp.isfinite(x)))
+    first = Checked(x, relative, relative <= threshold)
 
     def again(b):
-        x = _MinimumNorm().solve(operator, b)
-        residual = operator.product(x) - b
+        exact = operator.materialised(b) if b.size <= DENSE_LIMIT else operator
+        x = _MinimumNorm().solve(exact, b)
+        residual, relative = measured(exact, x)
         # At a singular J what can be asked for is least squares: J' (J x - b) = 0.
-        normal = norm(operator.transpose(residual))
-        size = norm(operator.transpose(b))
-        good = (measure(x) <= threshold) | (normal <= threshold * size)
-        return Checked(x, measure(x), good), jnp.ones_like(good)
+        normal = norm(exact.transpose(residual)) <= threshold * norm(exact.transpose(b))
+        return Checked(x, relative, (relative <= threshold) | normal), jnp.ones_like(normal)
 
     program = Program(again, lambda b, carry: (carry, jnp.ones_like(carry.good)), lambda b, c: c)
     return run(program, b, unless=(first.good | (norm(b) == 0), first))

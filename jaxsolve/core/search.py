@@ -113,7 +113,9 @@ def conclude(
 
 def with_multipliers(problem: AbstractProblem, point: Point) -> Point:
     """The point with the best duals, where its solver returned none."""
-    return point if point.dual is not None else Point(point.primal, problem.multipliers(point.primal))
+    return (
+        point if point.dual is not None else Point(point.primal, problem.multipliers(point.primal))
+    )
 
 
 def verdict(

@@ -123,7 +123,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
 
     def finish(self, problem: QuadraticProgram, state: State) -> State:
         polished = state.trial_error <= state.error
-        best = _select(polished, state.trial, state.interior)
+        best = select(polished, state.trial, state.interior)
         x = state.reduced.lift(best.v)
         if problem.lower is not None and problem.upper is not None:
             x = jnp.where(problem.lower == problem.upper, problem.lower, x)
@@ -138,6 +138,11 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:
         return state.point
+
+    def rescue(self) -> AbstractSolver:
+        from .embedding import HomogeneousEmbedding
+
+        return HomogeneousEmbedding()
 
     def preconditioner(self, problem: QuadraticProgram, state: State) -> ActiveSystem:
         reduced, weight = state.reduced, state.weight
@@ -168,14 +173,14 @@ def _resume(state: State, guess: Point) -> State:
     z = reduced.gather(guess.dual)
     gradient = bent + reduced.gradient + reduced.transposed(z)
     trial = Iterate(v, gradient, z, row, reduced.limit - row)
-    weight = _active_weight(reduced, trial)
+    weight = active_weight(reduced, trial)
     factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
     return eqx.tree_at(
         lambda s: (s.trial, s.trial_error, s.factor, s.weight, s.counts, s.point),
         state,
         (
             trial,
-            _error(reduced, trial),
+            natural_error(reduced, trial),
             factor,
             weight,
             state.counts.at[0].set(POLISH),
@@ -190,12 +195,12 @@ def _step(state: State) -> State:
     polish, interior = mode == POLISH, mode == INTERIOR
     fixed, free = reduced.fixed, reduced.free
     inside = interior & free
-    old = _select(polish, state.trial, state.interior)
+    old = select(polish, state.trial, state.interior)
 
     safe_s = jnp.where(inside, old.s, 1)
     weight = jnp.where(inside, old.z / safe_s, jnp.where(free, 1, 0))
     weight = jnp.where(fixed, reduced.penalty, weight)
-    weight = jnp.where(polish, _active_weight(reduced, old), weight)
+    weight = jnp.where(polish, active_weight(reduced, old), weight)
     factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
 
     def direction(gradient, gap, centre) -> Iterate:
@@ -239,11 +244,11 @@ def _step(state: State) -> State:
         first.row,
         jnp.where(free, jnp.where(highest < 0, 0, 1 + highest) - first.z, 0),
     )
-    new = _select(mode == START, begun, moved)
+    new = select(mode == START, begun, moved)
 
     # Where to go from here.
-    candidate = _select(polish, refined, new)
-    error = _error(reduced, candidate)
+    candidate = select(polish, refined, new)
+    error = natural_error(reduced, candidate)
     finite = jnp.isfinite(error)
     gap = jnp.where(reduced.penalty > 0, candidate.row + candidate.s - reduced.limit, 0)
     mean = jnp.sum(jnp.where(free, candidate.s * candidate.z, 0)) / rows
@@ -260,8 +265,8 @@ def _step(state: State) -> State:
     fell = best <= state.mark / 2
     return State(
         reduced=reduced,
-        interior=_select(polish | ~finite, state.interior, new),
-        trial=_select(polish & finite, refined, _select(enters, new, state.trial)),
+        interior=select(polish | ~finite, state.interior, new),
+        trial=select(polish & finite, refined, select(enters, new, state.trial)),
         factor=factor,
         weight=weight,
         error=interior_error,
@@ -281,7 +286,7 @@ def _step(state: State) -> State:
     )
 
 
-def _error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
+def natural_error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
     """The natural residual of the reduced program, each part over its scale."""
     slack = (reduced.limit - at.row) / reduced.primal_scale
     pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / reduced.dual_scale, slack))
@@ -289,7 +294,7 @@ def _error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
     return largest(jnp.concatenate([at.gradient / reduced.dual_scale, pair]))
 
 
-def _active_weight(reduced: Reduced, at: Iterate) -> Float[Array, " m"]:
+def active_weight(reduced: Reduced, at: Iterate) -> Float[Array, " m"]:
     """The penalty on rows that are active, 0 on the others."""
     return jnp.where((at.z > at.s) | reduced.fixed, reduced.penalty, 0)
 
@@ -317,5 +322,5 @@ def _none(x: Any) -> bool:
     return x is None
 
 
-def _select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

@@ -96,11 +96,12 @@ class Reduced(eqx.Module):
             return own + matmul(rows[: self.inequalities], self.operator[self.size :])
         return matmul(rows, self.operator[self.size :])
 
-    def normal(self, weight: Float[Array, " m"]) -> Float[Array, "k k"]:
-        """H + K' diag(weight) K, and a little on the diagonal, so that a linear program's has a factor."""
+    def normal(self, weight: Float[Array, " m"], more: Any = 1) -> Float[Array, "k k"]:
+        """H + K' diag(weight) K, and a little on the diagonal, so that a linear program's has a factor;
+        `more` times as much."""
         count = self.inequalities
         weight = collapse(weight, count, self.bounds, sign=1)
-        extra = jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(self.gradient)
+        extra = more * jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(self.gradient)
         if any(self.bounds) and self.rotation is None:
             extra, weight = extra + weight[count:], weight[:count]
         rows = self.operator[self.size :]
@@ -175,9 +176,18 @@ def solve_lower(
     )[:, 0]
 
 
-def reduce(problem: Any) -> Reduced:
-    """The reduced program of a `QuadraticProgram` whose P is symmetric."""
-    P, q, A, b, G = problem.P, problem.q, problem.A, problem.b, problem.G
+def reduce(problem: Any, keep: bool = False) -> Reduced:
+    """The reduced program of a `QuadraticProgram` whose P is symmetric.
+
+    With `keep` the equalities are not reduced away: they are the first rows, and `fixed`.
+    """
+    P, q, A, b, G, h = problem.P, problem.q, problem.A, problem.b, problem.G, problem.h
+    kept = 0
+    if keep and A is not None:
+        kept = A.shape[0]
+        G = A if G is None else jnp.concatenate([A, G])
+        h = b if h is None else jnp.concatenate([b, h])
+        A = None
     lower, upper = problem.lower, problem.upper
     n = P.shape[0]
     bounds = (lower is not None, upper is not None)
@@ -187,11 +197,13 @@ def reduce(problem: Any) -> Reduced:
         # A fixed variable is one equality: it stands in the rows of `lower`.
         equal = lower == upper
         upper = jnp.where(equal, jnp.inf, upper)
-    limit = join(problem.h, None if lower is None else -lower, upper, q)
+    limit = join(h, None if lower is None else -lower, upper, q)
     present = jnp.isfinite(limit)
     fixed = jnp.zeros_like(present)
     if equal is not None:
         fixed = fixed.at[count : count + n].set(equal)
+    if kept:
+        fixed = fixed.at[:kept].set(True)
 
     rotation = triangle = start = None
     hessian, gradient, rows = P, q, G
@@ -224,7 +236,7 @@ def reduce(problem: Any) -> Reduced:
     square = join(square[:count] if count else None, *(square[count:] if has else None for has in bounds), q)
     biggest = jnp.max(square, initial=0.0)
     square = jnp.where(biggest > 0, jnp.maximum(square, 1e-3 * biggest), one)
-    penalty = jnp.finfo(q.dtype).eps ** -0.4 * curvature / square
+    penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
     return Reduced(
         rotation=rotation,
         triangle=triangle,

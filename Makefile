@@ -20,6 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 export JAX_PLATFORMS ?= cpu
 export JUPYTER_PLATFORM_DIRS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # What `make check` runs: the parts that need no, or few, compiled programs.

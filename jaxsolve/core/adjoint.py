@@ -10,7 +10,7 @@ function, so that forward mode, reverse mode and derivatives of derivatives are 
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .linear import AbstractLinearSolver, Operator, checked, solve_checked
 from .loop import Program, has_loop, run
-from .problem import AbstractProblem, Structure
+from .problem import AbstractProblem
 from .search import (
     Limits,
     Outcome,

@@ -24,8 +24,8 @@ def check_problem(problem: Any) -> None:
     """Raise unless `problem` is one."""
     if not isinstance(problem, AbstractProblem):
         raise TypeError(
-            f"`problem` must be a jaxsolve problem (QuadraticProgram, Minimise, Root, ...); "
-            f"got {type(problem).__name__}. A function fn(y, args) becomes one by Minimise(fn, args)."
+            "`problem` must be a jaxsolve problem (QuadraticProgram, Minimise, Root, ...); got "
+            f"{type(problem).__name__}. A function fn(y, args) becomes one by Minimise(fn, args)."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -78,7 +79,7 @@ class Combined(eqx.Module):
         return self.fn(self.restore(value), args)
 
     def restore(self, value: PyTree) -> PyTree:
-        """The user's variable: floating arrays from `value`, all other leaves as they were given."""
+        """The user's variable: floating arrays from `value`, other leaves as they were given."""
         return eqx.combine(value, self.rest)
 
 

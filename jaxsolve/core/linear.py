@@ -7,7 +7,7 @@ holds the promise of the adjoints: an answer whose residual was measured, or NaN
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ from .vectors import HIGHEST, matmul, norm
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
 SMALL = 16
-"""Up to this size it always does: a factor saves nothing, and one copy of J makes a smaller program."""
+"""Up to this size it always does: one copy of J makes a smaller program, a factor saves little."""
 
 
 class Operator(NamedTuple):
@@ -41,15 +41,17 @@ class Operator(NamedTuple):
     precondition: Product | None = None
     matrix: Float[Array, "n n"] | None = None
 
-    def materialised(self, b: Vector) -> "Operator":
+    def materialised(self, b: Vector) -> tuple["Operator", Float[Array, "n n"]]:
+        """The operator with its matrix, and that matrix."""
         if self.matrix is not None:
-            return self
+            return self, self.matrix
         matrix = jax.vmap(self.product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-        return self._replace(
+        known = self._replace(
             product=lambda v: matmul(matrix, v),
             transpose=lambda v: matmul(v, matrix),
             matrix=matrix,
         )
+        return known, matrix
 
 
 class AbstractLinearSolver(eqx.Module):
@@ -75,7 +77,7 @@ class Dense(AbstractLinearSolver):
     dense: ClassVar[bool] = True
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
-        matrix = operator.materialised(b).matrix
+        _, matrix = operator.materialised(b)
         if operator.structure.definite:
             factor = jnp.linalg.cholesky(matrix)
             back = lambda r: jax.scipy.linalg.cho_solve((factor, True), r)
@@ -132,8 +134,8 @@ class MINRES(AbstractLinearSolver):
     def solve(self, operator: Operator, b: Vector) -> Vector:
         if not operator.structure.symmetric:
             raise TypeError(
-                "`linear_solver=MINRES()` needs a symmetric optimality Jacobian, and this problem's "
-                "is not: use GMRES() or NormalCG()."
+                "`linear_solver=MINRES()` needs a symmetric Jacobian of the optimality conditions; "
+                "this problem's is not: use GMRES() or NormalCG()."
             )
         return minres(
             operator.product, b, rtol=_rtol(self.rtol, b), limit=_limit(self.max_steps, b)
@@ -202,7 +204,7 @@ class _MinimumNorm(AbstractLinearSolver):
             return least_squares(
                 operator.product, operator.transpose, b, rtol=_rtol(None, b), limit=10 * b.size
             )
-        matrix = operator.materialised(b).matrix
+        _, matrix = operator.materialised(b)
         left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
         cut = b.size * jnp.finfo(b.dtype).eps * jnp.max(values)
         keep = values > cut
@@ -211,7 +213,7 @@ class _MinimumNorm(AbstractLinearSolver):
 
 
 def default_linear_solver(operator: Operator, size: int) -> AbstractLinearSolver:
-    """Refinement where the forward solver left a factor; dense where small; CG, MINRES, GMRES else."""
+    """Refinement with the forward solver's factor; dense where small; CG, MINRES or GMRES else."""
     structure = operator.structure
     if operator.precondition is not None and size > SMALL:
         return ConjugateGradient() if structure.definite else _Refined()
@@ -235,7 +237,7 @@ def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) 
     solver = default_linear_solver(operator, b.size) if solver is None else solver
     threshold = jnp.finfo(b.dtype).eps ** 0.4
     if solver.dense:
-        operator = operator.materialised(b)
+        operator, _ = operator.materialised(b)
 
     def measured(operator: Operator, x: Vector) -> tuple[Vector, Float[Array, ""]]:
         residual = operator.product(x) - b
@@ -248,7 +250,7 @@ def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) 
     first = Checked(x, relative, relative <= threshold)
 
     def again(b):
-        exact = operator.materialised(b) if b.size <= DENSE_LIMIT else operator
+        exact = operator.materialised(b)[0] if b.size <= DENSE_LIMIT else operator
         x = _MinimumNorm().solve(exact, b)
         residual, relative = measured(exact, x)
         # At a singular J what can be asked for is least squares: J' (J x - b) = 0.

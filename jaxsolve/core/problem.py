@@ -54,7 +54,7 @@ class AbstractProblem(eqx.Module):
 
     @abc.abstractmethod
     def optimality(self, point: Point) -> Point:
-        """A square, (semi)smooth system with the structure of `point` that vanishes at solutions."""
+        """A square, (semi)smooth system, of the structure of `point`, that is 0 at solutions."""
 
     def smoothed_optimality(self, point: Point, kappa: Float[Array, ""]) -> Point:
         """`optimality` with every complementarity pair relaxed to dual * slack = kappa: the system
@@ -90,7 +90,7 @@ class AbstractProblem(eqx.Module):
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         """A verdict from the data alone: `nonfinite_input`, or `infeasible` (crossed bounds) with
         its certificate; `successful` when nothing speaks against solving. The point has the
-        structure of the solver's (`Point(guess.primal, zero duals)` when there is nothing to say)."""
+        structure of the solver's: the guess with zero duals when there is nothing to say."""
         return RESULTS.successful, Point(guess.primal, guess.dual)
 
     def certificate(self, point: Point, result: Any) -> Bool[Array, ""]:

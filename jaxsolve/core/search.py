@@ -72,7 +72,12 @@ def advance(
     state = solver.step(problem, old.state)
     measure = solver.measure(problem, state)
     finite = jnp.isfinite(measure)
-    state = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), state, old.state)
+    state = jax.tree.map(
+        # Foreign states hold static leaves, too.
+        lambda new, kept: jnp.where(finite, new, kept) if eqx.is_array(new) else new,
+        state,
+        old.state,
+    )
     done, claim = solver.status(problem, state, limits.tolerance)
     claim = RESULTS.where(done, claim, RESULTS.max_steps_reached)
     claim = RESULTS.where(finite, claim, RESULTS.nonfinite_state)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -71,7 +72,7 @@ class Point(eqx.Module):
 
 
 class Dual(eqx.Module):
-    """Multipliers of `Ax = b`, `Gx <= h`, `x >= lower`, `x <= upper`; `None` where the field is absent.
+    """Multipliers of `Ax = b`, `Gx <= h`, `x >= lower`, `x <= upper`; `None` for an absent field.
 
     Signs follow the Lagrangian f + y'(Ax - b) + z'(Gx - h) - w_l'(x - lower) + w_u'(x - upper),
     with z, w_l, w_u >= 0.
@@ -159,13 +160,13 @@ class Solution(eqx.Module):
         return self.result == RESULTS.successful
 
     def checked(self) -> "Solution":
-        """This solution with a run-time check inside traced code: raises where it is not a success."""
+        """This solution with a run-time check in traced code: raises where it is not a success."""
         arrays, static = eqx.partition(self, eqx.is_array)
         failed = (self.result != RESULTS.successful) & (self.result != RESULTS.approximate)
         return eqx.combine(self.result.error_if(arrays, failed), static)
 
     def summary(self) -> str:
-        """A small table of the results, steps and residuals; for a batch, counts and worst lanes."""
+        """A small table of results, steps and residuals; for a batch, counts and worst lanes."""
         codes = jnp.atleast_1d(jnp.asarray(self.result._value)).ravel()
         counts = {
             name: int(jnp.sum(codes == item._value))

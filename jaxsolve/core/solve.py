@@ -1,6 +1,7 @@
 """`solve`: problem, solver, guess -> checks -> loop -> verdict -> derivative -> Solution."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from .adjoint import AbstractAdjoint
 from .checks import check_limits, check_problem
 from .loop import AbstractLanes, Refill
 from .problem import AbstractProblem
-from .progress import AbstractProgress, as_progress
+from .progress import as_progress
 from .search import Limits, search
 from .solution import RESULTS, Guess, Solution, SolveError, Stats, is_traced
 from .solver import AbstractSolver, as_solver
@@ -33,7 +34,7 @@ def solve(
     verbose: Any = False,
     record: int = 0,
 ) -> Solution:
-    """Find the point where a problem's optimality conditions hold; differentiable, jit, vmap, shard.
+    """Find the point where a problem's optimality conditions hold, differentiably.
 
     Args:
         problem: what to solve, without batch axes.
@@ -84,9 +85,10 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     solver = as_solver(problem.default_solver() if solver is None else solver)
     solver.refuse(problem)
     adjoint = problem.default_adjoint() if adjoint is None else adjoint
-    guess = Guess(*jax.tree.map(jax.lax.stop_gradient, (value, dual, None, key)))
+    stop = partial(jax.tree.map, jax.lax.stop_gradient)
+    guess = Guess(stop(value), stop(dual), key=key)
     guess = _with_state(problem, solver, guess, state)
-    limits = _limits(value, solver, *limits, record)
+    limits = _limits(value, solver, limits[0], limits[1], record)
 
     outcome, point = adjoint.solve(
         problem,
@@ -137,7 +139,7 @@ def _with_state(
 
 
 def _lifted(problem: AbstractProblem) -> AbstractProblem:
-    """The problem with the Python floats of its data as arrays: another value is no other program."""
+    """The problem with the Python floats of its data as arrays: a new value is no new program."""
     changed = {f.name: _lift(getattr(problem, f.name)) for f in fields(problem) if f.init}
     names = [n for n, new in changed.items() if new is not getattr(problem, n)]
     if not names:

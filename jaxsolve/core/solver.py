@@ -1,4 +1,4 @@
-"""A solver: how the point is found. The loop, the verdict and the derivative are not its business."""
+"""A solver: how the point is found. Loop, verdict and derivative are not its business."""
 
 import abc
 from functools import singledispatch
@@ -58,7 +58,7 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     def status(
         self, problem: _Problem, state: PyTree, tolerance: Float[Array, ""]
     ) -> tuple[Bool[Array, ""], Any]:
-        """Whether to stop, and the solver's own word on why (a `RESULTS` item); `solve` judges it."""
+        """Whether to stop, and the solver's word on why (a `RESULTS` item); `solve` judges it."""
         return self.measure(problem, state) <= tolerance, RESULTS.successful
 
     def finish(self, problem: _Problem, state: PyTree) -> PyTree:
@@ -68,7 +68,7 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     @abc.abstractmethod
     def point(self, problem: _Problem, state: PyTree) -> Point:
         """The primal value and its duals (`dual=None`: `problem.multipliers` finds them). Where
-        `status` said `infeasible` or `unbounded`: the certificate in `dual`, the ray in `primal`."""
+        `status` said `infeasible`, `unbounded`: the certificate in `dual`, the ray in `primal`."""
 
     def preconditioner(self, problem: _Problem, state: PyTree) -> AbstractPreconditioner | None:
         """An approximate inverse for the derivative, from the finished state, or `None`."""

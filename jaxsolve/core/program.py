@@ -1,0 +1,152 @@
+"""A program, traced once: what the loop compiles, batches and places on a mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.extend.core as jec
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .mesh import vary, varying
+
+
+class Program(NamedTuple):
+    """One lane's work, from its data to its result.
+
+    Attributes:
+        init: data -> (carry, done)
+        step: data, carry -> (carry, done)
+        finish: data, carry -> result
+        measure: carry -> the number that progress shows, `None` for none
+    """
+
+    init: Callable[[PyTree], tuple[PyTree, Bool[Array, ""]]]
+    step: Callable[[PyTree, PyTree], tuple[PyTree, Bool[Array, ""]]]
+    finish: Callable[[PyTree, PyTree], PyTree]
+    measure: Callable[[PyTree], Float[Array, ""]] | None = None
+
+
+class Traced(NamedTuple):
+    """A program whose functions take what they captured as their first argument.
+
+    Attributes:
+        carry, result: shapes and dtypes, of one lane.
+        axes: the mesh axes over which carry and result vary.
+        nested: whether the step holds a loop of its own.
+    """
+
+    init: Callable[[PyTree, PyTree], tuple[PyTree, Bool[Array, ""]]]
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Bool[Array, ""]]]
+    finish: Callable[[PyTree, PyTree, PyTree], PyTree]
+    measure: Callable[[PyTree, PyTree], Float[Array, ""]] | None
+    carry: PyTree
+    result: PyTree
+    axes: frozenset[str]
+    nested: bool
+
+
+def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array]]:
+    """The traced program and the arrays that its functions captured.
+
+    Inside a `shard_map` all that the loop carries varies over the union of the mesh axes over which
+    the data and the captured arrays vary.
+    """
+    init = _Closed(program.init, "init", data)
+    axes = varying((data, init.consts))
+    step = _Closed(program.step, "step", data, init.state(axes))
+    if not varying(step.consts) <= axes:
+        axes = axes | varying(step.consts)
+        step = _Closed(program.step, "step", data, init.state(axes))
+    _check_carry(init, step)
+    carry = init.state(axes)
+    finish = _Closed(program.finish, "finish", data, carry)
+    closed = [init, step, finish]
+    measure = None
+    if program.measure is not None:
+        shown = _Closed(program.measure, "measure", carry)
+        closed.append(shown)
+        measure = lambda consts, carry: shown(consts[3], carry)
+    traced = Traced(
+        init=lambda consts, data: vary(init(consts[0], data), axes),
+        step=lambda consts, data, carry: vary(step(consts[1], data, carry), axes),
+        finish=lambda consts, data, carry: vary(finish(consts[2], data, carry), axes),
+        measure=measure,
+        carry=carry,
+        result=finish.shape,
+        axes=axes,
+        nested=has_loop(step.jaxpr),
+    )
+    return traced, tuple(fn.consts for fn in closed)
+
+
+class _Closed:
+    """A function as a jaxpr, and the arrays that it captured."""
+
+    def __init__(self, fn: Callable, name: str, *args: PyTree):
+        closed, self.shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+        self.jaxpr, self.consts, self.name = closed.jaxpr, closed.consts, name
+        self.out, self.tree = closed.out_avals, jax.tree.structure(self.shape)
+        _refuse_collectives(closed, name)
+
+    def __call__(self, consts: list[Array], *args: PyTree) -> PyTree:
+        out = jax.core.eval_jaxpr(self.jaxpr, consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(self.tree, [_strong(x) for x in out])
+
+    def state(self, axes: frozenset[str]) -> PyTree:
+        """The carry that this function returns beside `done`, as types that vary over `axes`."""
+        cast = lambda leaves: vary([_strong(x) for x in leaves], axes)
+        leaves = jax.make_jaxpr(cast)(self.out).out_avals
+        tree = jax.tree.unflatten(self.tree, leaves)
+        if not isinstance(tree, tuple) or len(tree) != 2:
+            raise TypeError(f"`{self.name}` must return a pair: the carry, and whether it is done.")
+        return tree[0]
+
+
+def _strong(x: Any) -> Array:
+    # A weak type (of a literal) would change in the first step, and loops refuse that.
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
+
+
+def _check_carry(init: _Closed, step: _Closed) -> None:
+    """`step` returns what `init` does, and `done` is a boolean."""
+    first, second = (jtu.tree_flatten_with_path(fn.shape)[0] for fn in (init, step))
+    if init.tree != step.tree:
+        paths = [{jtu.keystr(path[1:]) for path, _ in leaves} for leaves in (first, second)]
+        raise TypeError(
+            f"`step` returns a carry of another structure than `init`: leaves {sorted(paths[0])} "
+            f"became {sorted(paths[1])} ({init.tree} became {step.tree})."
+        )
+    for (path, old), (_, new) in zip(first, second, strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise TypeError(
+                f"`step` changes the carry's leaf `{jtu.keystr(path[1:])}` from "
+                f"{old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}: a loop's state "
+                "keeps its shapes and dtypes."
+            )
+    for fn in (init, step):
+        done = fn.shape[1]
+        if getattr(done, "shape", None) != () or done.dtype != jnp.bool_:
+            raise TypeError(f"`{fn.name}` must return a boolean scalar as `done`; got {done}.")
+
+
+def has_loop(jaxpr: Any) -> bool:
+    """Whether a jaxpr holds a loop whose trip count depends on values."""
+    return any(
+        eqn.primitive.name in ("while", "custom_vmap_call")
+        or any(has_loop(sub) for sub in jec.jaxprs_in_params(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _refuse_collectives(closed: Any, name: str) -> None:
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+    names = {e.name for e in closed.effects if type(e).__name__ == "NamedAxisEffect"} - manual
+    if names:
+        raise TypeError(
+            f"`{name}` holds a collective over the vmapped axis {sorted(map(str, names))}. Lanes "
+            "of a batch stop at different steps and cannot wait for each other: reduce before or "
+            "after the solve, or write the sum over lanes as one problem."
+        )

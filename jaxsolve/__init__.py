@@ -1,5 +1,6 @@
 """Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
 
+from . import interop as interop
 from .core import linear as linear
 from .core.adjoint import (
     Detached as Detached,
@@ -25,3 +26,4 @@ from .core.solution import (
 )
 from .core.solve import solve as solve
 from .core.solver import AbstractSolver as AbstractSolver
+from .interop import Jaxopt as Jaxopt, Scipy as Scipy

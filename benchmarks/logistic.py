@@ -80,9 +80,7 @@ def solvers(data, start, tolerance):
         def body(carry):
             w, state, count, _ = carry
             value, grad = value_and_grad(w, state=state)
-            updates, state = optimiser.update(
-                grad, state, w, value=value, grad=grad, value_fn=fn
-            )
+            updates, state = optimiser.update(grad, state, w, value=value, grad=grad, value_fn=fn)
             after = optax.tree.get(state, "grad")
             return optax.apply_updates(w, updates), state, count + 1, jnp.max(jnp.abs(after))
 
@@ -98,9 +96,7 @@ def solvers(data, start, tolerance):
     def optimistix(cls):
         def run(weights):
             solver = cls(rtol=tolerance, atol=tolerance)
-            out = optx.minimise(
-                loss, solver, start, (data, weights), max_steps=STEPS, throw=False
-            )
+            out = optx.minimise(loss, solver, start, (data, weights), max_steps=STEPS, throw=False)
             return out.value, out.stats["num_steps"]
 
         return run
@@ -184,7 +180,9 @@ def cell(name: str, dtype, expected):
         return jax.jit(jax.grad(lambda weights: jnp.sum(run(weights)[0] ** 2)))
 
     both = {m: (lambda run=backward(m): run(weights)) for m in METHODS}
-    timings = interleaved({f"{k} {m}": c for k, d in (("f", forward), ("b", both)) for m, c in d.items()})
+    timings = interleaved(
+        {f"{k} {m}": c for k, d in (("f", forward), ("b", both)) for m, c in d.items()}
+    )
 
     label = f"{name} {np.dtype(dtype).name}"
     rows, figures = [], []
@@ -247,7 +245,7 @@ def plot(figures) -> None:
     for ax, label in zip(axes, cells, strict=True):
         for shift, kind in ((-0.2, "forward"), (0.2, "forward and backward")):
             found = {f["method"]: f["value"] for f in figures if f["name"] == f"{label}: {kind}"}
-            place = [list((*METHODS, SCIPY)).index(m) + shift for m in found]
+            place = [[*METHODS, SCIPY].index(m) + shift for m in found]
             ax.barh(place, list(found.values()), height=0.4, label=kind)
         ax.set_yticks(range(len(METHODS) + 1), (*METHODS, SCIPY) if ax is axes[0] else [])
         ax.invert_yaxis()

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """Milliseconds a call (median of the turns), seconds of the first call, and what it returned."""
+    """Milliseconds a call (median of the turns), seconds of the first call, and its result."""
 
     milliseconds: float
     first_seconds: float

@@ -174,7 +174,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
         memory: pairs kept; each costs two vectors.
     """
 
-    memory: int = 10
+    memory: int = 20
 
     step_limit: ClassVar[int] = 2000
 

@@ -14,7 +14,7 @@ A step factors P + K' diag(w) K with large weights w on equalities (and a little
 refines its solves on the true system. It is one phase of: predictor, corrector, polish.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, matmul
-from .interior_point import Iterate, active_weight, natural_error, select
+from .interior_point import Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, solve_lower
 
@@ -114,9 +114,9 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         _, _, steps, slow, proved = state.counts
         solved = self.measure(problem, state) <= tolerance
         stalled = (slow >= PATIENCE) | (steps >= STEPS)
-        result = RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
-        result = RESULTS.where(proved == _INFEASIBLE, RESULTS.infeasible, result)
+        result = RESULTS.where(proved == _INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
         result = RESULTS.where(proved == _UNBOUNDED, RESULTS.unbounded, result)
+        result = RESULTS.where(solved, RESULTS.successful, result)
         result = RESULTS.where(state.convex, result, RESULTS.nonconvex)
         return solved | stalled | (proved != _SOLVED) | ~state.convex, result
 
@@ -301,15 +301,17 @@ def _reach(ray: Ray, step: Ray, free: Bool[Array, " m"]) -> Float[Array, ""]:
 
 
 def _is_convex(problem: QuadraticProgram, reduced: Reduced) -> Bool[Array, ""]:
-    """Whether P is positive semidefinite on the null space of A: with a large weight on A's rows."""
+    """Whether P is positive semidefinite, or is on the null space of A (a weight on A's rows)."""
     eps = jnp.finfo(problem.P.dtype).eps
-    total = problem.P + jnp.diag(eps**0.65 * reduced.curvature + jnp.zeros_like(problem.q))
+    size = _positive(largest(problem.P))
+    little = jnp.diag(eps**0.6 * size + jnp.zeros_like(problem.q))
+    forms = problem.P[None]
     if problem.A is not None:
-        size = _positive(largest(jnp.sum(problem.A**2, axis=1)))
-        heavy = eps**-0.45 * _positive(largest(problem.P)) / size
-        total = total + heavy * matmul(problem.A.T, problem.A)
-    factor = lax.linalg.cholesky(total, symmetrize_input=False)
-    return jnp.isfinite(factor[-1, -1])
+        square = matmul(problem.A.T, problem.A)
+        weight = eps**-0.25 * size / _positive(largest(square))
+        forms = jnp.stack([problem.P, problem.P + weight * square])
+    factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
+    return jnp.any(jnp.isfinite(factors[:, -1, -1]))
 
 
 def _by_field(problem: QuadraticProgram, reduced: Reduced, z: Float[Array, " m"]) -> Dual:
@@ -332,3 +334,6 @@ def _positive(x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(x > 0, x, jnp.ones_like(x))
 
 
+def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Leaf by leaf."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

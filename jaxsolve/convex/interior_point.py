@@ -31,6 +31,8 @@ from .reduced import Reduced, fields_of, join, reduce, solve_lower
 START, INTERIOR, POLISH = 0, 1, 2
 TRIES = 2
 """Polishes in a row."""
+_UNKNOWN = 1e30
+"""A residual before it was measured (infinity would say that the iterate is lost)."""
 STEPS, PATIENCE = 60, 15
 """Steps before the rescue is asked, and steps without the residual falling to a half."""
 
@@ -44,32 +46,37 @@ class Iterate(eqx.Module):
     row: Float[Array, " m"]
     s: Float[Array, " m"]
 
-    def __add__(self, step: "Iterate") -> "Iterate":
-        return jax.tree.map(jnp.add, self, step)
+    def pack(self) -> Float[Array, " 2k+3m"]:
+        """All in one array: one kernel moves them."""
+        return jnp.concatenate([self.v, self.gradient, self.z, self.row, self.s])
+
+
+def unpack(packed: Float[Array, " 2k+3m"], k: int) -> Iterate:
+    """The inverse of `Iterate.pack`."""
+    m = (packed.shape[0] - 2 * k) // 3
+    at = [0, k, 2 * k, 2 * k + m, 2 * k + 2 * m, 2 * k + 3 * m]
+    return Iterate(*(packed[i:j] for i, j in zip(at[:-1], at[1:], strict=True)))
 
 
 class State(eqx.Module):
     """What a lane carries.
 
     Attributes:
-        interior: the interior iterate, `trial` the last polished point (s: its slack).
+        interior, trial: packed, the interior iterate and the last polished point (s: its slack).
         factor, weight: of the last step.
-        error, trial_error: the natural residuals of the two, relative to the data's size.
-        aim: the accuracy at which the next polish is tried; `mark`, the residual to be halved.
+        levels: the natural residuals of the two, relative to the data's size; the accuracy at which
+            the next polish is tried; the residual to be halved.
         counts: mode, polishes in a row, steps, steps without progress.
         convex: whether H has a Cholesky factor.
         point: the answer in the problem's own variables, after `finish`.
     """
 
     reduced: Reduced
-    interior: Iterate
-    trial: Iterate
+    interior: Float[Array, " 2k+3m"]
+    trial: Float[Array, " 2k+3m"]
     factor: Float[Array, "k k"]
     weight: Float[Array, " m"]
-    error: Float[Array, ""]
-    trial_error: Float[Array, ""]
-    aim: Float[Array, ""]
-    mark: Float[Array, ""]
+    levels: Float[Array, " 4"]
     counts: Int[Array, " 4"]
     convex: Bool[Array, ""]
     point: Point
@@ -89,7 +96,8 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         reduced = reduce(problem)
         zero = jnp.zeros_like(reduced.dual_scale)
         none, nothing = jnp.zeros_like(reduced.gradient), jnp.zeros_like(reduced.limit)
-        blank = Iterate(none, reduced.gradient, nothing, nothing, nothing)
+        blank = Iterate(none, reduced.gradient, nothing, nothing, nothing).pack()
+        aim = zero + (1e-5 if zero.dtype == jnp.float64 else 1e-3)
         lift = jnp.finfo(zero.dtype).eps ** 0.65 * reduced.curvature
         tested = lax.linalg.cholesky(reduced.hessian + jnp.diag(lift + none))
         state = State(
@@ -98,10 +106,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
             trial=blank,
             factor=jnp.zeros_like(reduced.hessian),
             weight=nothing,
-            error=zero + jnp.inf,
-            trial_error=zero + jnp.inf,
-            aim=zero + (1e-5 if zero.dtype == jnp.float64 else 1e-3),
-            mark=zero + jnp.inf,
+            levels=jnp.stack([zero + _UNKNOWN, zero + _UNKNOWN, aim, zero + _UNKNOWN]),
             counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 4),
             convex=jnp.isfinite(tested[-1, -1]),
             point=Point(guess.primal, problem.zero_dual()),
@@ -112,7 +117,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         return _step(state)
 
     def measure(self, problem: QuadraticProgram, state: State) -> Float[Array, ""]:
-        return jnp.minimum(state.error, state.trial_error)
+        return jnp.minimum(state.levels[0], state.levels[1])
 
     def status(self, problem, state, tolerance):
         _, _, steps, slow = state.counts
@@ -122,8 +127,9 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         return done, RESULTS.where(state.convex, result, RESULTS.nonconvex)
 
     def finish(self, problem: QuadraticProgram, state: State) -> State:
-        polished = state.trial_error <= state.error
-        best = select(polished, state.trial, state.interior)
+        polished = state.levels[1] <= state.levels[0]
+        packed = jnp.where(polished, state.trial, state.interior)
+        best = unpack(packed, state.reduced.size)
         x = state.reduced.lift(best.v)
         if problem.lower is not None and problem.upper is not None:
             x = jnp.where(problem.lower == problem.upper, problem.lower, x)
@@ -134,7 +140,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
             if state.reduced.triangle is not None:
                 y = join(state.reduced.equality_dual(gradient.gradient), y, None, y)[: y.size]
             dual = eqx.tree_at(_equality, dual, y, is_leaf=_none)
-        return eqx.tree_at(lambda s: (s.point, s.trial), state, (Point(x, dual), best))
+        return eqx.tree_at(lambda s: (s.point, s.trial), state, (Point(x, dual), packed))
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:
         return state.point
@@ -151,8 +157,9 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
             # Of a fixed variable's two bounds one is active and one tied.
             count, bounds = reduced.inequalities, reduced.bounds
             rows, large, upper = fields_of(weight, count, bounds)
+            z = unpack(state.trial, reduced.size).z
             fixed = fields_of(reduced.fixed, count, bounds)[1]
-            high = fixed & (fields_of(state.trial.z, count, bounds)[1] < 0)
+            high = fixed & (fields_of(z, count, bounds)[1] < 0)
             weight = join(
                 rows,
                 jnp.where(high, 1, large),
@@ -173,47 +180,48 @@ def _resume(state: State, guess: Point) -> State:
     z = reduced.gather(guess.dual)
     gradient = bent + reduced.gradient + reduced.transposed(z)
     trial = Iterate(v, gradient, z, row, reduced.limit - row)
-    weight = active_weight(reduced, trial)
-    factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
-    return eqx.tree_at(
-        lambda s: (s.trial, s.trial_error, s.factor, s.weight, s.counts, s.point),
+    state = eqx.tree_at(
+        lambda s: (s.trial, s.levels, s.counts, s.point),
         state,
         (
-            trial,
-            natural_error(reduced, trial),
-            factor,
-            weight,
+            trial.pack(),
+            state.levels.at[1].set(natural_error(reduced, trial)),
             state.counts.at[0].set(POLISH),
-            Point(guess.primal, guess.dual),
+            guess,
         ),
     )
+    return state
 
 
 def _step(state: State) -> State:
-    reduced = state.reduced
+    reduced, size = state.reduced, state.reduced.size
     mode, tries, steps, slow = state.counts
-    polish, interior = mode == POLISH, mode == INTERIOR
+    interior_error, trial_error, aim, mark = state.levels
+    start, polish, interior = mode == START, mode == POLISH, mode == INTERIOR
     fixed, free = reduced.fixed, reduced.free
     inside = interior & free
-    old = select(polish, state.trial, state.interior)
+    packed = jnp.where(polish, state.trial, state.interior)
+    old = unpack(packed, size)
 
     safe_s = jnp.where(inside, old.s, 1)
-    weight = jnp.where(inside, old.z / safe_s, jnp.where(free, 1, 0))
-    weight = jnp.where(fixed, reduced.penalty, weight)
+    usual = jnp.where(fixed, reduced.penalty, jnp.where(free, 1, 0))
+    weight = jnp.where(inside, old.z / safe_s, usual)
     weight = jnp.where(polish, active_weight(reduced, old), weight)
     factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
 
     def direction(gradient, gap, centre) -> Iterate:
-        """v and z with H dv + K'dz = -gradient and dz = centre + weight (K dv + gap)."""
+        """H dv + K'dz = -gradient, K dv + ds = -gap, dz = centre - weight ds."""
         right = -(gradient + reduced.transposed(centre + weight * gap))
         dv = solve_lower(factor, solve_lower(factor, right), transposed=True)
         bent, row = reduced.apply(dv)
         dz = centre + weight * (gap + row)
         return Iterate(dv, bent + reduced.transposed(dz), dz, row, -gap - row)
 
-    # First solve: the predictor; for a polish, the multipliers of inactive rows go to zero.
-    gap = old.row - reduced.limit + jnp.where(inside, old.s, 0)
-    first = direction(old.gradient, gap, jnp.where(inside | (polish & (weight == 0)), -old.z, 0))
+    # First solve: the predictor; for a polish, active slacks and inactive multipliers go to zero.
+    gap = old.row + old.s - reduced.limit
+    active = polish & (weight > 0)
+    centre = jnp.where(active, -weight * old.s, jnp.where(inside | polish, -old.z, 0))
+    first = direction(old.gradient, gap, centre)
 
     # Second solve: the corrector; for a polish, what the first one left.
     rows = jnp.maximum(jnp.sum(free), 1).astype(gap.dtype)
@@ -223,64 +231,57 @@ def _step(state: State) -> State:
     ratio = jnp.sum(jnp.where(inside, ahead, 0)) / rows / jnp.where(mu > 0, mu, 1)
     target = jnp.maximum(jnp.clip(ratio, 0, 1) ** 3 * mu, _floor(reduced))
     centre = jnp.where(inside, (target - first.s * first.z) / safe_s - old.z, 0)
-    again = polish.astype(gap.dtype)
+    centre = jnp.where(active, -weight * (old.s + first.s), centre)
     second = direction(
-        old.gradient + again * first.gradient, gap + again * first.row, centre
+        old.gradient + jnp.where(polish, first.gradient, 0), jnp.where(polish, 0, gap), centre
     )
 
-    # One length for all, short of the boundary.
+    # Interior: one length for all, short of the boundary. Start: z and -z, shifted to be positive.
     length = jnp.minimum(_reach(old, second, inside) * jnp.clip(1 - mu, 0.99, 1 - 1e-5), 1)
-    moved = jax.tree.map(lambda x, d: x + length * d, old, second)
-    refined = old + first + second
-    refined = eqx.tree_at(lambda t: t.s, refined, reduced.limit - refined.row)
-    # Start: z and -z, each shifted to be positive.
-    lowest = jnp.min(jnp.where(free, first.z, jnp.inf), initial=jnp.inf)
-    highest = jnp.max(jnp.where(free, first.z, -jnp.inf), initial=-jnp.inf)
-    up = jnp.where(free, jnp.where(lowest > 0, 0, 1 - lowest), 0)
-    begun = Iterate(
-        first.v,
-        old.gradient + first.gradient + reduced.transposed(up),
-        first.z + up,
-        first.row,
-        jnp.where(free, jnp.where(highest < 0, 0, 1 + highest) - first.z, 0),
+    ends = jnp.where(free, jnp.stack([-first.z, first.z]), -jnp.inf)
+    up, down = jnp.maximum(jnp.max(ends, axis=1, initial=-1.0) + 1, 0)
+    once, twice = start | polish, jnp.where(start, 0, jnp.where(polish, 1, length))
+
+    def total(a: Array, b: Array) -> Array:
+        return jnp.where(once, a, 0) + twice * b
+
+    slack = jnp.where(start, down - first.z, total(first.s, second.s))
+    chosen = Iterate(
+        total(first.v, second.v),
+        total(first.gradient, second.gradient) + jnp.where(start, up, 0) * reduced.push,
+        total(first.z, second.z) + jnp.where(start & free, up, 0),
+        total(first.row, second.row),
+        jnp.where(fixed, 0, slack),
     )
-    new = select(mode == START, begun, moved)
+    moved = packed + chosen.pack()
+    new = unpack(moved, size)
 
     # Where to go from here.
-    candidate = select(polish, refined, new)
-    error = natural_error(reduced, candidate)
+    error = natural_error(reduced, new)
     finite = jnp.isfinite(error)
-    gap = jnp.where(reduced.penalty > 0, candidate.row + candidate.s - reduced.limit, 0)
-    mean = jnp.sum(jnp.where(free, candidate.s * candidate.z, 0)) / rows
-    worst = jnp.maximum(largest(candidate.gradient), mean) / reduced.dual_scale
-    near = jnp.maximum(worst, largest(jnp.append(gap, 0))/ reduced.primal_scale) <= state.aim
-    again = finite & (tries < TRIES) & (state.counts[2] > 0)
-    mode = jnp.where(polish, jnp.where(again, POLISH, INTERIOR), jnp.where(near, POLISH, INTERIOR))
-    mode = jnp.where(polish & (steps == 0), START, mode)
-    leaves = polish & (mode == INTERIOR)
-    enters = ~polish & (mode == POLISH)
-    interior_error = jnp.where(polish, state.error, error)
-    trial_error = jnp.where(polish & finite, error, state.trial_error)
+    gap = jnp.where(reduced.penalty > 0, new.row + new.s - reduced.limit, 0)
+    gap = jnp.concatenate([new.gradient / reduced.dual_scale, gap / reduced.primal_scale])
+    mean = jnp.sum(jnp.where(free, new.s * new.z, 0)) / rows / reduced.dual_scale
+    near = jnp.maximum(largest(gap), mean) <= aim
+    stays = finite & (tries < TRIES - 1) & (steps > 0)
+    goes = jnp.where(jnp.where(polish, stays, near & finite), POLISH, INTERIOR)
+    goes = jnp.where(polish & (steps == 0), START, goes)
+    interior_error = jnp.where(polish, interior_error, error)
+    interior_error = jnp.where(finite, interior_error, state.levels[0])
+    trial_error = jnp.where(polish & finite, error, trial_error)
     best = jnp.minimum(interior_error, trial_error)
-    fell = best <= state.mark / 2
+    fell = best <= mark / 2
+    aim = jnp.where(polish & (goes == INTERIOR), aim * 1e-2, aim)
+    slow = jnp.where(fell, 0, slow + 1) + jnp.where(finite, 0, PATIENCE)
+    counts = [goes, jnp.where(polish, tries + 1, 0), steps + 1, slow]
     return State(
         reduced=reduced,
-        interior=select(polish | ~finite, state.interior, new),
-        trial=select(polish & finite, refined, select(enters, new, state.trial)),
+        interior=jnp.where(finite & ~polish, moved, state.interior),
+        trial=jnp.where(finite & (polish | (goes == POLISH)), moved, state.trial),
         factor=factor,
         weight=weight,
-        error=interior_error,
-        trial_error=trial_error,
-        aim=jnp.where(leaves, state.aim * 1e-2, state.aim),
-        mark=jnp.where(fell, best, state.mark),
-        counts=jnp.stack(
-            [
-                mode,
-                jnp.where(polish, tries + 1, 0),
-                steps + 1,
-                jnp.where(fell, 0, slow + 1) + jnp.where(finite, 0, PATIENCE),
-            ]
-        ).astype(jnp.int32),
+        levels=jnp.stack([interior_error, trial_error, aim, jnp.where(fell, best, mark)]),
+        counts=jnp.stack([x.astype(jnp.int32) for x in counts]),
         convex=state.convex,
         point=state.point,
     )

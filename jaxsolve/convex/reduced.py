@@ -26,7 +26,7 @@ class Reduced(eqx.Module):
         rotation, triangle: Q and L; `None` without equalities.
         start: the particular solution of Ax = b.
         operator: H over the rows of G basis, over the basis itself where there are bounds.
-        gradient: g.
+        gradient: g. push: K'1 over the rows of inequalities.
         limit: e; 0 where a row is absent (an infinite limit).
         penalty: the weight of an active row: large beside H over the row's square; 0 if absent.
         fixed: rows that are equalities (lower = upper).
@@ -40,6 +40,7 @@ class Reduced(eqx.Module):
     start: Float[Array, " n"] | None
     operator: Float[Array, "k+r k"]
     gradient: Float[Array, " k"]
+    push: Float[Array, " k"]
     limit: Float[Array, " m"]
     penalty: Float[Array, " m"]
     fixed: Bool[Array, " m"]
@@ -237,12 +238,13 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     biggest = jnp.max(square, initial=0.0)
     square = jnp.where(biggest > 0, jnp.maximum(square, 1e-3 * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
-    return Reduced(
+    out = Reduced(
         rotation=rotation,
         triangle=triangle,
         start=start,
         operator=operator,
         gradient=gradient,
+        push=gradient,
         limit=jnp.where(present, limit, 0),
         penalty=jnp.where(present, penalty, 0),
         fixed=fixed & present,
@@ -253,3 +255,5 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         bounds=bounds,
         inequalities=count,
     )
+    push = out.transposed(jnp.where(out.free, jnp.ones_like(limit), 0))
+    return eqx.tree_at(lambda r: r.push, out, push)

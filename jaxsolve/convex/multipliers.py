@@ -1,0 +1,72 @@
+"""Multipliers of a point that came without: least squares with signs.
+
+Of the constraints that are active at x, those multipliers are sought that make the gradient of the
+Lagrangian least, min |g + B'u|^2 with u >= 0 on inequalities, by the primal-dual active-set method:
+solve on the set, then keep the rows whose u is positive and add those along which the residual falls.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ..core.loop import Program, run
+from ..core.solution import Dual, Point
+from ..core.vectors import largest, matmul
+
+_STEPS = 50
+
+
+def least_squares_multipliers(problem: Any, x: Float[Array, " n"]) -> Dual:
+    """The multipliers of a `QuadraticProgram` at x."""
+    n, dtype = x.shape[0], x.dtype
+    found = problem.conditions(Point(x, problem.zero_dual()))
+    size = jnp.maximum(largest(x), 1)
+    near = jnp.finfo(dtype).eps ** 0.33 * size
+    eye = jnp.eye(n, dtype=dtype)
+    rows, allowed, signed = [], [], []
+    slack = found.slack
+    for matrix, gap in (
+        (problem.A, None),
+        (problem.G, slack.inequality),
+        (-eye if problem.lower is not None else None, slack.lower),
+        (eye if problem.upper is not None else None, slack.upper),
+    ):
+        if matrix is None:
+            continue
+        rows.append(matrix)
+        close = jnp.ones_like(matrix[:, 0], dtype=bool)
+        allowed.append(close if gap is None else gap <= near)
+        signed.append(~close if gap is None else close)
+    if not rows:
+        return Dual()
+    data = (jnp.concatenate(rows), found.gradient, jnp.concatenate(allowed), jnp.concatenate(signed))
+    u = run(Program(_begin, _step, lambda data, carry: carry[0]), data)
+    parts, at = [], 0
+    for field in (problem.b, problem.h, problem.lower, problem.upper):
+        count = None if field is None else field.shape[0]
+        parts.append(None if count is None else u[at : at + count])
+        at += count or 0
+    return Dual(*parts)
+
+
+def _begin(data) -> tuple[Any, Bool[Array, ""]]:
+    rows, gradient, allowed, _ = data
+    steps = jnp.zeros_like(allowed[0], dtype=jnp.int32)
+    return (jnp.zeros_like(matmul(rows, gradient)), allowed, steps), jnp.zeros_like(allowed[0])
+
+
+def _step(data, carry):
+    rows, gradient, allowed, signed = data
+    _, chosen, steps = carry
+    gram = matmul(rows, rows.T)
+    scale = jnp.max(jnp.diagonal(gram))
+    scale = jnp.where(scale > 0, scale, 1)
+    both = chosen[:, None] & chosen[None, :]
+    little = 10 * jnp.finfo(gram.dtype).eps * scale
+    system = jnp.where(both, gram, 0) + jnp.diag(jnp.where(chosen, little, scale))
+    u = jnp.linalg.solve(system, -jnp.where(chosen, matmul(rows, gradient), 0))
+    slope = matmul(rows, gradient + matmul(u, rows)) / scale
+    new = allowed & (~signed | (jnp.where(chosen, u, 0) - jnp.where(chosen, 0, slope) > 0))
+    stop = jnp.all(new == chosen) | (steps >= _STEPS)
+    return (jnp.where(signed, jnp.maximum(u, 0), u), new, steps + 1), stop

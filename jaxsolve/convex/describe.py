@@ -88,7 +88,9 @@ def _curvature(data: dict) -> list[str]:
     size = max(np.max(np.abs(values)), np.max(np.abs(P)))
     where = "" if A is None else " on the null space of `A`"
     if values[0] < -1e-9 * size:
-        return [f"`P` is indefinite{where} (eigenvalue {values[0]:.2e}): the problem is not convex."]
+        return [
+            f"`P` is indefinite{where} (eigenvalue {values[0]:.2e}): the problem is not convex."
+        ]
     if size == 0:
         return []
     flat = int((values <= 1e-10 * size).sum())

@@ -14,7 +14,7 @@ A step factors P + K' diag(w) K with large weights w on equalities (and a little
 refines its solves on the true system. It is one phase of: predictor, corrector, polish.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -25,17 +25,19 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, matmul
-from .interior_point import Iterate, active_weight, natural_error
+from .certificates import separation
+from .interior_point import UNKNOWN, Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, solve_lower
 
 PREDICT, CORRECT, POLISH = 0, 1, 2
 TRIES, STEPS, PATIENCE = 3, 250, 60
-_SOLVED, _INFEASIBLE, _UNBOUNDED = 0, 1, 2
+"""Polishes in a row; steps in all, and steps without the residual falling to a half."""
+OPEN, INFEASIBLE, UNBOUNDED = 0, 1, 2
 
 
 class Ray(eqx.Module):
-    """A point of the embedding, or a step of it."""
+    """A point of the embedding."""
 
     x: Float[Array, " n"]
     z: Float[Array, " m"]
@@ -43,28 +45,34 @@ class Ray(eqx.Module):
     tau: Float[Array, ""]
     kappa: Float[Array, ""]
 
+    def pack(self) -> Float[Array, " n+2m+2"]:
+        """All in one array: one kernel moves them."""
+        ends = jnp.stack([self.tau, self.kappa])
+        return jnp.concatenate([self.x, self.z, self.s, ends])
+
+
+def unpack(packed: Float[Array, " n+2m+2"], n: int) -> Ray:
+    """The inverse of `Ray.pack`."""
+    m = (packed.shape[0] - n - 2) // 2
+    return Ray(packed[:n], packed[n : n + m], packed[n + m : n + 2 * m], packed[-2], packed[-1])
+
 
 class State(eqx.Module):
     """What a lane carries.
 
     Attributes:
-        ray: the iterate; `affine`, the predictor's step.
-        trial: the last polished point.
-        error, trial_error: natural residuals of x/tau and of `trial`.
-        more: how much more than the least is put on the diagonal.
+        ray, trial: packed, the iterate and the last polished point (tau = 1, s its slack).
+        second: of the predictor: ds dz, dtau dkappa, and how much to centre.
+        levels: the natural residuals of the two, the accuracy at which a polish is tried, the residual
+            to be halved, and how much more than the least is put on the diagonal.
         counts: phase, polishes in a row, steps, steps without progress, what is proved.
     """
 
     reduced: Reduced
-    ray: Ray
-    affine: Ray
-    trial: Iterate
-    error: Float[Array, ""]
-    trial_error: Float[Array, ""]
-    aim: Float[Array, ""]
-    mark: Float[Array, ""]
-    more: Float[Array, ""]
-    centring: Float[Array, ""]
+    ray: Float[Array, " n+2m+2"]
+    trial: Float[Array, " n+2m+2"]
+    second: Float[Array, " m+2"]
+    levels: Float[Array, " 5"]
     counts: Int[Array, " 5"]
     convex: Bool[Array, ""]
     point: Point
@@ -83,23 +91,23 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
         reduced = reduce(problem, keep=True)
         zero = jnp.zeros_like(reduced.dual_scale)
-        nothing = jnp.zeros_like(reduced.limit)
-        one = jnp.where(reduced.free, jnp.ones_like(nothing), 0)
-        none = jnp.zeros_like(reduced.gradient)
-        ray = Ray(none, one, one, zero + 1, zero + 1)
+        none, free = jnp.zeros_like(reduced.gradient), reduced.free
+        # Slacks as far away as the limits are on average, multipliers of the gradient's size.
+        size = row_sizes(reduced)
+        far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(jnp.sum(reduced.limit != 0), 1)
+        far = jnp.maximum(far, 1)
+        s, z = jnp.where(free, far * size, 0), jnp.where(free, reduced.dual_scale / size, 0)
+        ray = Ray(none, z, s, zero + 1, far * reduced.dual_scale).pack()
+        unknown = zero + UNKNOWN
+        aim = zero + (1e-6 if zero.dtype == jnp.float64 else 1e-3)
         return State(
             reduced=reduced,
             ray=ray,
-            affine=jax.tree.map(jnp.zeros_like, ray),
-            trial=Iterate(none, reduced.gradient, nothing, nothing, nothing),
-            error=zero + jnp.inf,
-            trial_error=zero + jnp.inf,
-            aim=zero + (1e-6 if zero.dtype == jnp.float64 else 1e-3),
-            mark=zero + jnp.inf,
-            more=zero + 1,
-            centring=zero,
+            trial=ray,
+            second=jnp.concatenate([0 * s, jnp.stack([zero, zero])]),
+            levels=jnp.stack([unknown, unknown, aim, unknown, zero + 1]),
             counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 5),
-            convex=_is_convex(problem, reduced),
+            convex=_is_convex(problem),
             point=Point(guess.primal, problem.zero_dual()),
         )
 
@@ -107,29 +115,28 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         return _step(state)
 
     def measure(self, problem: QuadraticProgram, state: State) -> Float[Array, ""]:
-        # Before the first corrector there is no residual; infinity would say that the iterate is lost.
-        return jnp.minimum(jnp.minimum(state.error, state.trial_error), 1e30)
+        return jnp.minimum(state.levels[0], state.levels[1])
 
     def status(self, problem, state, tolerance):
         _, _, steps, slow, proved = state.counts
         solved = self.measure(problem, state) <= tolerance
         stalled = (slow >= PATIENCE) | (steps >= STEPS)
-        result = RESULTS.where(proved == _INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
-        result = RESULTS.where(proved == _UNBOUNDED, RESULTS.unbounded, result)
+        result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
+        result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)
         result = RESULTS.where(solved, RESULTS.successful, result)
         result = RESULTS.where(state.convex, result, RESULTS.nonconvex)
-        return solved | stalled | (proved != _SOLVED) | ~state.convex, result
+        return solved | stalled | (proved != OPEN) | ~state.convex, result
 
     def finish(self, problem: QuadraticProgram, state: State) -> State:
         proved = state.counts[4]
-        tau = jnp.where(state.ray.tau > 0, state.ray.tau, 1)
-        polished = state.trial_error <= state.error
-        x = jnp.where(polished, state.trial.v, state.ray.x / tau)
-        z = jnp.where(polished, state.trial.z, state.ray.z / tau)
+        polished = (state.levels[1] <= state.levels[0]) & (proved == OPEN)
+        best = unpack(jnp.where(polished, state.trial, state.ray), problem.q.shape[0])
+        # A ray is scaled to size 1, a point to tau = 1.
+        sizes = jnp.stack([best.tau, largest(jnp.append(best.z, 0)), largest(best.x)])
+        x, z = best.x / _positive(sizes[proved]), best.z / _positive(sizes[proved])
         if problem.lower is not None and problem.upper is not None:
-            x = jnp.where(problem.lower == problem.upper, problem.lower, x)
-        x = jnp.where(proved == _UNBOUNDED, state.ray.x / _positive(largest(state.ray.x)), x)
-        z = jnp.where(proved == _INFEASIBLE, state.ray.z / _positive(_largest(state.ray.z)), z)
+            fixed = (problem.lower == problem.upper) & (proved == OPEN)
+            x = jnp.where(fixed, problem.lower, x)
         return eqx.tree_at(lambda s: s.point, state, Point(x, _by_field(problem, state.reduced, z)))
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:
@@ -137,170 +144,145 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
 
 
 def _step(state: State) -> State:
-    reduced, ray = state.reduced, state.ray
+    reduced, n = state.reduced, state.reduced.size
     phase, tries, steps, slow, proved = state.counts
-    polish, predict = phase == POLISH, phase == PREDICT
+    ray_error, trial_error, aim, mark, more = state.levels
+    predict, correct, polish = phase == PREDICT, phase == CORRECT, phase == POLISH
     free, fixed = reduced.free, reduced.fixed
-    safe_s = jnp.where(free, ray.s, 1)
-    weight = jnp.where(free, ray.z / safe_s, 0)
-    weight = jnp.where(fixed, reduced.penalty, weight)
-    weight = jnp.where(polish, active_weight(reduced, state.trial), weight)
-    factor = lax.linalg.cholesky(reduced.normal(weight, state.more), symmetrize_input=False)
-    exact = fixed | (polish & (weight > 0))
+    present = reduced.penalty > 0
+    packed = jnp.where(polish, state.trial, state.ray)
+    old = unpack(packed, n)
+
+    # Rows have weight z/s (equalities: infinite), no more than the penalty.
+    safe_s = jnp.where(free & ~polish, old.s, 1)
+    active = active_weight(reduced, old)
+    true = jnp.where(free, old.z / safe_s, 0)
+    exact = jnp.where(polish, active > 0, fixed)
+    ceiling = 1e5 * jnp.where(present, reduced.penalty, 1)
+    full = jnp.where(exact, 1, 1 + true / ceiling)
+    weight = jnp.where(exact, reduced.penalty, jnp.where(polish, 0, true / full))
+    factor = lax.linalg.cholesky(reduced.normal(weight, more), symmetrize_input=False)
+    inverse = jnp.where(exact | (true <= 0), 0, 1 / jnp.where(true > 0, true, 1))
 
     def solve(gradient, gap, centre):
-        """v and z with Pv + K'z = -gradient and z = centre + w (Kv + gap); Kv = -gap if `exact`."""
-        right = -(gradient + reduced.transposed(centre + weight * gap))
-        dv = solve_lower(factor, solve_lower(factor, right), transposed=True)
-        bent, row = reduced.apply(dv)
-        dz = centre + weight * (gap + row)
-        return dv, dz, gradient + bent + reduced.transposed(dz), gap + row
-
-    def refined(gradient, gap, centre):
-        v, z, left, miss = solve(gradient, gap, centre)
+        """Px + K'z = -gradient and z = centre + w (Kx + gap), refined with the true weights."""
+        x, z = jnp.zeros_like(gradient), jnp.zeros_like(gap)
         for _ in range(2):
-            more_v, more_z, left, miss = solve(left, jnp.where(exact, miss, 0), 0 * z)
-            v, z = v + more_v, z + more_z
-        return v, z
+            base = centre / full
+            right = -(gradient + reduced.transposed(base + weight * gap))
+            dx = solve_lower(factor, solve_lower(factor, right), transposed=True)
+            bent, row = reduced.apply(dx)
+            dz = base + weight * (gap + row)
+            x, z, gradient = x + dx, z + dz, gradient + bent + reduced.transposed(dz)
+            left = gap + row - (dz - centre) * inverse
+            gap, centre = jnp.where(weight > 0, left, 0), jnp.zeros_like(gap)
+        return x, z
 
-    # Residuals of the embedding.
-    bent, row = reduced.apply(ray.x)
-    own = 1 - jnp.where(predict, 0, state.centring)
-    ratio = ray.x / ray.tau
-    curved = dot(ratio, bent) / ray.tau
-    r_x = bent + reduced.transposed(ray.z) + reduced.gradient * ray.tau
-    r_z = jnp.where(reduced.penalty > 0, row + ray.s - reduced.limit * ray.tau, 0)
-    r_t = ray.kappa + dot(reduced.gradient, ray.x) + dot(reduced.limit, ray.z) + curved * ray.tau
+    # The embedding's residuals, and the complementarity to aim for.
+    own = jnp.where(correct, 1 - state.second[-1], 1)
+    bent, row = reduced.apply(old.x)
+    curved = dot(old.x, bent) / old.tau**2
+    r_x = own * (bent + reduced.transposed(old.z) + reduced.gradient * old.tau)
+    r_z = own * jnp.where(present, row + old.s - reduced.limit * old.tau, 0)
+    r_t = own * (
+        old.kappa + dot(reduced.gradient, old.x) + dot(reduced.limit, old.z) + curved * old.tau
+    )
     rows = jnp.sum(free).astype(r_x.dtype) + 1
-    mu = (dot(ray.s, jnp.where(free, ray.z, 0)) + ray.tau * ray.kappa) / rows
-    target = jnp.where(predict, 0, state.centring * mu)
-    second = jnp.where(predict, 0, state.affine.s * state.affine.z)
-    centre = jnp.where(free, (target - second) / safe_s - ray.z, 0)
-    r_k = target - ray.tau * ray.kappa
-    r_k = r_k - jnp.where(predict, 0, state.affine.tau * state.affine.kappa)
+    mu = (jnp.sum(jnp.where(free, old.s * old.z, 0)) + old.tau * old.kappa) / rows
+    products = jnp.where(correct, state.second[-1] * mu - state.second[:-1], 0)
+    centre = jnp.where(free, products[:-1] / safe_s - old.z, 0)
+    centre = jnp.where(polish, jnp.where(weight > 0, -weight * old.s, -old.z), centre)
+    r_k = products[-1] - old.tau * old.kappa
 
-    # The step is u + dtau w, w the response to tau.
-    trial = state.trial
-    inactive = polish & (weight == 0)
-    gradient = jnp.where(polish, trial.gradient, own * r_x)
-    gap = jnp.where(polish, trial.row - reduced.limit, own * r_z)
-    centre = jnp.where(polish, jnp.where(inactive, -trial.z, 0), centre)
-    (u_x, w_x), (u_z, w_z) = jax.vmap(refined)(
-        jnp.stack([gradient, reduced.gradient]),
-        jnp.stack([gap, jnp.where(reduced.penalty > 0, -reduced.limit, 0)]),
+    # The step is u + tau w, with w the response to tau.
+    (u_x, w_x), (u_z, w_z) = jax.vmap(solve)(
+        jnp.stack([r_x, reduced.gradient]),
+        jnp.stack([r_z, -reduced.limit]),
         jnp.stack([centre, jnp.zeros_like(centre)]),
     )
-    slope = reduced.gradient + 2 * bent / ray.tau
-    top = -own * r_t - r_k / ray.tau - dot(slope, u_x) - dot(reduced.limit, u_z)
-    bottom = dot(slope, w_x) + dot(reduced.limit, w_z) - curved / ray.tau * 1 - ray.kappa / ray.tau
-    tau = top / jnp.where(bottom < 0, bottom, -1)
+    slope = reduced.gradient + 2 * bent / old.tau
+    top = -r_t - r_k / old.tau - dot(slope, u_x) - dot(reduced.limit, u_z)
+    bottom = dot(slope, w_x) + dot(reduced.limit, w_z) - curved - old.kappa / old.tau
+    tau = jnp.where(polish, 0, top / jnp.where(bottom < 0, bottom, -1))
     x, z = u_x + tau * w_x, u_z + tau * w_z
-    s = jnp.where(free, -own * r_z - matmul_rows(reduced, x) + reduced.limit * tau, 0)
-    step = Ray(x, z, s, tau, (r_k - ray.kappa * tau) / ray.tau)
-    reach = _reach(ray, step, free)
-    length = jnp.minimum(0.99 * reach, 1)
-    moved = jax.tree.map(lambda a, d: a + length * d, ray, step)
-    size = 1 / jnp.maximum(moved.tau, moved.kappa)
-    moved = jax.tree.map(lambda a: a * size, moved)
-    moved = eqx.tree_at(lambda r: r.s, moved, jnp.where(free, moved.s, 0))
+    s = jnp.where(free, -r_z - reduced.apply(x)[1] + reduced.limit * tau, 0)
+    step = Ray(x, z, s, tau, jnp.where(polish, 0, (r_k - old.kappa * tau) / old.tau))
+    counts = jnp.concatenate([0 * x > 1, free, free, jnp.stack([free[:0].size == 0] * 2)])
+    d = step.pack()
+    falling = counts & (d < 0)
+    reach = jnp.min(jnp.where(falling, -packed / jnp.where(falling, d, -1), 2))
+    moved = packed + jnp.where(polish, 1, jnp.minimum(0.99 * reach, 1)) * d
+    moved = moved / jnp.maximum(moved[-2], moved[-1])
+    new = unpack(moved, n)
 
-    # The points of the two: of the iterate, and polished.
-    refined_v, refined_z = trial.v + u_x, trial.z + u_z
-    candidate_v = jnp.where(polish, refined_v, moved.x / moved.tau)
-    candidate_z = jnp.where(polish, refined_z, moved.z / moved.tau)
-    bent, row = reduced.apply(candidate_v)
-    pushed = reduced.transposed(candidate_z)
-    candidate = Iterate(
-        candidate_v,
-        bent + reduced.gradient + pushed,
-        candidate_z,
-        row,
-        jnp.where(polish, reduced.limit - row, moved.s / moved.tau),
-    )
-    error = natural_error(reduced, candidate)
-    correct = ~polish & ~predict
-    lost = ~jnp.isfinite(jnp.where(polish, error, length)) | ~jnp.isfinite(
-        jnp.where(correct, moved.tau, 0)
-    )
-    near = jnp.maximum(
-        largest(candidate.gradient) / reduced.dual_scale, mu / ray.tau**2 / reduced.dual_scale
-    ) <= state.aim
-    again = tries + 1 < TRIES
-    next_phase = jnp.where(
-        predict,
-        CORRECT,
-        jnp.where(
-            polish, jnp.where(again & ~lost, POLISH, PREDICT), jnp.where(near, POLISH, PREDICT)
-        ),
-    )
-    next_phase = jnp.where(lost, PREDICT, next_phase)
+    # The point x/tau, or the polished one, and what to do next.
+    bent, row = reduced.apply(new.x)
+    pushed = reduced.transposed(new.z)
+    gradient = (bent + pushed) / new.tau + reduced.gradient
+    at = Iterate(new.x / new.tau, gradient, new.z / new.tau, row / new.tau, new.s / new.tau)
+    error = natural_error(reduced, at)
+    lost = ~jnp.isfinite(error)
+    mean = mu / old.tau**2
+    near = jnp.maximum(largest(gradient), mean) / reduced.dual_scale <= aim
+    repeats = jnp.where(polish, tries + 1 < TRIES, near)
+    goes = jnp.where(predict, CORRECT, jnp.where(repeats, POLISH, PREDICT))
+    goes = jnp.where(lost, PREDICT, goes)
     takes = correct & ~lost
-    iterate_error = jnp.where(takes & jnp.isfinite(error), error, state.error)
-    trial_error = jnp.where(polish & ~lost, error, state.trial_error)
-    best = jnp.minimum(iterate_error, trial_error)
-    proved = jnp.where(takes, _proof(reduced, moved, row, pushed, bent), proved)
-    fell = (best <= state.mark / 2) | (moved.tau < 1e-3)
+    ray_error = jnp.where(takes, error, ray_error)
+    trial_error = jnp.where(polish & ~lost, error, trial_error)
+    best = jnp.minimum(ray_error, trial_error)
+    fell = (best <= mark / 2) | (new.tau < 1e-3)
+    proved = jnp.where(takes, _proof(reduced, new, bent, row, pushed), proved)
+    aim = jnp.where(polish & (goes == PREDICT), aim * 1e-1, aim)
+    levels = [ray_error, trial_error, aim, jnp.where(fell, jnp.minimum(best, mark), mark)]
+    levels += [jnp.where(lost & ~polish, more * 100, more)]
+    counts = [
+        goes,
+        jnp.where(polish, tries + 1, 0),
+        steps + 1,
+        jnp.where(fell, 0, slow + 1),
+        proved,
+    ]
+    ends = jnp.stack([step.tau * step.kappa, jnp.clip(1 - reach, 0, 1) ** 3])
+    second = jnp.concatenate([step.s * step.z, ends])
     return State(
         reduced=reduced,
-        ray=select(takes, moved, ray),
-        affine=select(predict & ~lost, step, state.affine),
-        trial=select(
-            (polish & ~lost) | (takes & (next_phase == POLISH)), candidate, state.trial
-        ),
-        error=iterate_error,
-        trial_error=trial_error,
-        aim=jnp.where(polish & (next_phase == PREDICT), state.aim * 1e-1, state.aim),
-        mark=jnp.where(fell, jnp.minimum(best, state.mark), state.mark),
-        more=jnp.where(lost & ~polish, state.more * 100, state.more),
-        centring=jnp.where(predict, jnp.clip(1 - reach, 0, 1) ** 3, state.centring),
-        counts=jnp.stack(
-            [
-                next_phase,
-                jnp.where(polish, tries + 1, 0),
-                steps + 1,
-                jnp.where(fell, 0, slow + 1),
-                proved,
-            ]
-        ).astype(jnp.int32),
+        ray=jnp.where(takes, moved, state.ray),
+        trial=jnp.where(~lost & (polish | (goes == POLISH)), _as_ray(at), state.trial),
+        second=jnp.where(predict & ~lost, second, state.second),
+        levels=jnp.stack(levels),
+        counts=jnp.stack([x.astype(jnp.int32) for x in counts]),
         convex=state.convex,
         point=state.point,
     )
 
 
-def matmul_rows(reduced: Reduced, x: Float[Array, " n"]) -> Float[Array, " m"]:
-    """Kx."""
-    return reduced.apply(x)[1]
+def _as_ray(at: Iterate) -> Float[Array, " n+2m+2"]:
+    """The point as a ray with tau = 1 and kappa = 0."""
+    one = jnp.ones_like(at.v[0])
+    return Ray(at.v, at.z, at.s, one, 0 * one).pack()
 
 
-def _proof(reduced: Reduced, ray: Ray, row, pushed, bent) -> Int[Array, ""]:
-    """What the iterate proves: see `certificates.py`, where the problem itself is asked."""
-    wide = 1e7 if ray.x.dtype == jnp.float64 else 2e3
-    rows = jnp.abs(reduced.operator[reduced.size :])
-    z = jnp.abs(ray.z)
-    products = reduced.limit * ray.z
-    size = largest(Reduced.transposed(eqx.tree_at(lambda r: r.operator, reduced, jnp.concatenate([reduced.hessian, rows])), z))
-    gap = -jnp.sum(products) / _positive(jnp.sum(jnp.abs(products)))
-    infeasible = (gap > 0) & (gap >= wide * largest(pushed * ray.tau) / _positive(size))
-    products = reduced.gradient * ray.x
-    gap = -jnp.sum(products) / _positive(jnp.sum(jnp.abs(products)))
-    over = jnp.where(reduced.fixed, jnp.abs(row), row) * ray.tau
-    over = jnp.where(reduced.penalty > 0, over, 0)
-    miss = jnp.maximum(largest(bent * ray.tau), jnp.max(over, initial=0.0))
-    weight = largest(ray.x) * jnp.maximum(1e-3, jnp.minimum(1, largest(reduced.operator)))
-    unbounded = (gap > 0) & (gap >= wide * miss / _positive(weight))
-    return jnp.where(infeasible, _INFEASIBLE, jnp.where(unbounded, _UNBOUNDED, _SOLVED))
+def row_sizes(reduced: Reduced) -> Float[Array, " m"]:
+    """The norms of the rows of K; 1 where a row is absent."""
+    eps = jnp.finfo(reduced.limit.dtype).eps
+    square = reduced.curvature * eps**-0.5 / jnp.where(reduced.penalty > 0, reduced.penalty, 1)
+    return jnp.where(reduced.penalty > 0, jnp.sqrt(square), 1)
 
 
-def _reach(ray: Ray, step: Ray, free: Bool[Array, " m"]) -> Float[Array, ""]:
-    """The largest t <= 2 that keeps s, z, tau and kappa from being negative."""
-    x = jnp.concatenate([ray.s, ray.z, jnp.stack([ray.tau, ray.kappa])])
-    d = jnp.concatenate([step.s, step.z, jnp.stack([step.tau, step.kappa])])
-    counts = jnp.concatenate([free, free, jnp.ones_like(d[:2], dtype=bool)])
-    falling = counts & (d < 0)
-    return jnp.min(jnp.where(falling, -x / jnp.where(falling, d, -1), 2))
+def _proof(reduced: Reduced, ray: Ray, bent, row, pushed) -> Int[Array, ""]:
+    """What the iterate proves: as in `certificates.py`, where the problem itself is asked."""
+    size = 1 / row_sizes(reduced)
+    curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
+    over = jnp.where(reduced.fixed, jnp.abs(row), jnp.maximum(row, 0)) * size
+    miss = largest(jnp.concatenate([bent / _positive(curved), over]))
+    far = 10 * largest(jnp.append(reduced.limit * size, 0))
+    infeasible = separation(reduced.limit * ray.z, far * largest(pushed))
+    unbounded = separation(reduced.gradient * ray.x, 10 * largest(reduced.gradient) * miss)
+    return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 
-def _is_convex(problem: QuadraticProgram, reduced: Reduced) -> Bool[Array, ""]:
+def _is_convex(problem: QuadraticProgram) -> Bool[Array, ""]:
     """Whether P is positive semidefinite, or is on the null space of A (a weight on A's rows)."""
     eps = jnp.finfo(problem.P.dtype).eps
     size = _positive(largest(problem.P))
@@ -326,14 +308,5 @@ def _by_field(problem: QuadraticProgram, reduced: Reduced, z: Float[Array, " m"]
     )
 
 
-def _largest(z: Float[Array, " m"]) -> Float[Array, ""]:
-    return jnp.max(jnp.abs(z), initial=0.0)
-
-
 def _positive(x: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(x > 0, x, jnp.ones_like(x))
-
-
-def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """Leaf by leaf."""
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

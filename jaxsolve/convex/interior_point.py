@@ -31,7 +31,7 @@ from .reduced import Reduced, fields_of, join, reduce, solve_lower
 START, INTERIOR, POLISH = 0, 1, 2
 TRIES = 2
 """Polishes in a row."""
-_UNKNOWN = 1e30
+UNKNOWN = 1e30
 """A residual before it was measured (infinity would say that the iterate is lost)."""
 STEPS, PATIENCE = 60, 15
 """Steps before the rescue is asked, and steps without the residual falling to a half."""
@@ -106,7 +106,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
             trial=blank,
             factor=jnp.zeros_like(reduced.hessian),
             weight=nothing,
-            levels=jnp.stack([zero + _UNKNOWN, zero + _UNKNOWN, aim, zero + _UNKNOWN]),
+            levels=jnp.stack([zero + UNKNOWN, zero + UNKNOWN, aim, zero + UNKNOWN]),
             counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 4),
             convex=jnp.isfinite(tested[-1, -1]),
             point=Point(guess.primal, problem.zero_dual()),

@@ -40,7 +40,12 @@ def least_squares_multipliers(problem: Any, x: Float[Array, " n"]) -> Dual:
         signed.append(~close if gap is None else close)
     if not rows:
         return Dual()
-    data = (jnp.concatenate(rows), found.gradient, jnp.concatenate(allowed), jnp.concatenate(signed))
+    data = (
+        jnp.concatenate(rows),
+        found.gradient,
+        jnp.concatenate(allowed),
+        jnp.concatenate(signed),
+    )
     u = run(Program(_begin, _step, lambda data, carry: carry[0]), data)
     parts, at = [], 0
     for field in (problem.b, problem.h, problem.lower, problem.upper):

@@ -86,8 +86,9 @@ class QuadraticProgram(AbstractProblem):
     @property
     def structure(self) -> Structure:
         unconstrained = all(x is None for x in (self.A, self.G, self.lower, self.upper))
-        return Structure(symmetric=self.G is None and self.lower is None and self.upper is None
-                         or unconstrained)
+        return Structure(
+            symmetric=self.G is None and self.lower is None and self.upper is None or unconstrained
+        )
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """x'Px/2 + q'x."""
@@ -174,7 +175,9 @@ class QuadraticProgram(AbstractProblem):
         relative = _largest(scaled, zero)
         present = relative > 0
         scale = jnp.where(
-            present, worst / jnp.where(present, relative, one), jnp.maximum(primal_scale, dual_scale)
+            present,
+            worst / jnp.where(present, relative, one),
+            jnp.maximum(primal_scale, dual_scale),
         )
         return Residual(
             primal, largest(found.gradient), worst, Scale(primal_scale, dual_scale, scale)
@@ -221,9 +224,7 @@ class QuadraticProgram(AbstractProblem):
             crossed = (excess > 0) & (jnp.arange(excess.size) == jnp.argmax(excess))
             one = jnp.where(crossed & clean, 1.0, 0.0).astype(self.q.dtype)
             dual = Dual(dual.equality, dual.inequality, one, one)
-            result = RESULTS.where(
-                clean & jnp.any(excess > 0), RESULTS.infeasible, result
-            )
+            result = RESULTS.where(clean & jnp.any(excess > 0), RESULTS.infeasible, result)
         return result, Point(jnp.where(clean, guess.primal, 0.0), dual)
 
     def certificate(self, point: Point, result: Any) -> Bool[Array, ""]:
@@ -266,5 +267,3 @@ def _largest(parts: list[Array], zero: Float[Array, ""]) -> Float[Array, ""]:
 
 def _none(x: Any) -> bool:
     return x is None
-
-

@@ -102,7 +102,9 @@ class Reduced(eqx.Module):
         `more` times as much."""
         count = self.inequalities
         weight = collapse(weight, count, self.bounds, sign=1)
-        extra = more * jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(self.gradient)
+        extra = more * jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(
+            self.gradient
+        )
         if any(self.bounds) and self.rotation is None:
             extra, weight = extra + weight[count:], weight[:count]
         rows = self.operator[self.size :]
@@ -223,7 +225,9 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         gradient = matmul(q, basis) + matmul(start, bent)
         at = join(matmul(G, start) if count else None, start, None, q)
         limit = limit - expand(at, count, bounds)
-        rows = join(matmul(G, basis) if count else None, basis if any(bounds) else None, None, basis)
+        rows = join(
+            matmul(G, basis) if count else None, basis if any(bounds) else None, None, basis
+        )
     if A is not None and p < A.shape[0]:
         dependent = dependent | True
     operator = hessian if rows is None else jnp.concatenate([hessian, rows])
@@ -234,7 +238,9 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
     if any(bounds) and rotation is None:
         square = jnp.concatenate([square, jnp.ones_like(q)])
-    square = join(square[:count] if count else None, *(square[count:] if has else None for has in bounds), q)
+    square = join(
+        square[:count] if count else None, *(square[count:] if has else None for has in bounds), q
+    )
     biggest = jnp.max(square, initial=0.0)
     square = jnp.where(biggest > 0, jnp.maximum(square, 1e-3 * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square

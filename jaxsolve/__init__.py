@@ -27,3 +27,4 @@ from .core.solution import (
 from .core.solve import solve as solve
 from .core.solver import AbstractSolver as AbstractSolver
 from .interop import Jaxopt as Jaxopt, Scipy as Scipy
+from .layers import QPLayer as QPLayer, SolverLayer as SolverLayer

@@ -43,7 +43,8 @@ class Optimistix(AbstractForeign):
     Example:
         ```python
         solve(Minimise(fn), optx.BFGS(rtol=1e-6, atol=1e-6), init=y)
-        solve(Root(fn), Optimistix(optx.Bisection(1e-6, 1e-6), {"lower": 0.0, "upper": 1.0}), init=y)
+        bisection = Optimistix(optx.Bisection(1e-6, 1e-6), {"lower": 0.0, "upper": 1.0})
+        solve(Root(fn), bisection, init=jnp.array(0.5))
         ```
 
     Args:

@@ -1,7 +1,7 @@
-"""What all tests share: eight virtual CPU devices, both precisions, and the strict promotion rule.
+"""What all tests share: eight virtual CPU devices, both precisions, strict promotion.
 
-float64 is off unless a test asks for it, as it is for users: through `x64`, or through `dtype`, which
-runs the test once in each precision.
+float64 is off unless a test asks for it, as it is for users: through `x64`, or through `dtype`,
+which runs the test once in each precision.
 """
 
 import os
@@ -12,9 +12,9 @@ if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import jax.numpy as jnp
-import pytest
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture

@@ -151,6 +151,10 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         stalled = (state.rejections >= _REJECTIONS) | (state.idle >= _PATIENCE)
         return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
 
+    def full_step(self, problem: FixedPoint | Root, point: Point) -> Point:
+        vector = ravel(point.primal)
+        return Point(shaper(point.primal)(vector - equations(problem, point.primal)(vector)))
+
     def point(self, problem: FixedPoint | Root, state: AndersonState) -> Point:
         return Point(state.primal)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem
 from ..core.vectors import largest, ravel
@@ -45,6 +45,17 @@ def gradient_measure(problem: AbstractSmooth, value: Scalar, gradient: Vector) -
     if isinstance(problem, LeastSquares):
         return largest(gradient) / jnp.sqrt(jnp.maximum(2 * value, 1.0))
     return largest(gradient)
+
+
+def blur(value: Scalar) -> Scalar:
+    """The differences of an objective that may be rounding: sums of large terms that cancel lose
+    more than the last bits of their value. What is below it is judged by gradients."""
+    return jnp.finfo(value.dtype).eps ** (2 / 3) * jnp.abs(value)
+
+
+def is_lower(value: Scalar, lowest: Scalar) -> Bool[Array, ""]:
+    """Whether `value` is below `lowest` by more than its last bits."""
+    return value < lowest - 10 * jnp.finfo(value.dtype).eps * jnp.abs(lowest)
 
 
 def equations(problem: AbstractSmooth, primal: PyTree[Array]) -> Callable[[Vector], Vector]:

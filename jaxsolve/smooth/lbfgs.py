@@ -19,10 +19,19 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import dot, finite, largest, matmul, norm, ravel
 from . import line_search
-from .forms import Scalar, Vector, gradient_measure, objective, require, shaper
+from .forms import (
+    Scalar,
+    Vector,
+    blur,
+    gradient_measure,
+    is_lower,
+    objective,
+    require,
+    shaper,
+)
 from .problems import LeastSquares, Minimise
 
-_PATIENCE = 60
+_PATIENCE = 150
 """Steps without a lower value or a smaller gradient after which no progress is possible."""
 
 
@@ -132,8 +141,8 @@ class LBFGSState(eqx.Module):
         slope: along the direction, at the point.
         search: step sizes tried and to be tried.
         pairs: of the inverse Hessian.
-        best: the smallest gradient norm so far.
-        idle: steps since the value or `best` last fell.
+        lowest, best: the smallest value and relative gradient so far.
+        idle: steps since one of them last fell.
         stuck: no step along the steepest descent lowers the value.
     """
 
@@ -144,6 +153,7 @@ class LBFGSState(eqx.Module):
     slope: Scalar
     search: line_search.Search
     pairs: Pairs
+    lowest: Scalar
     best: Scalar
     idle: Int[Array, ""]
     stuck: Bool[Array, ""]
@@ -199,6 +209,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
             slope=slope,
             search=line_search.start(step_size, value, slope),
             pairs=pairs,
+            lowest=value,
             best=measure,
             idle=jnp.zeros_like(value, jnp.int32),
             stuck=value != value,
@@ -210,10 +221,8 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
         value, gradient = jax.value_and_grad(objective(problem, state.primal))(trial)
         usable = jnp.isfinite(value) & finite(gradient)
         slope = jnp.where(usable, dot(gradient, state.direction), jnp.nan)
-        eps = jnp.finfo(value.dtype).eps
-        resolution = 10 * eps * jnp.abs(state.value)
         accepted, failed, search = line_search.advance(
-            state.search, state.value, state.slope, value, slope, resolution
+            state.search, state.value, state.slope, value, slope, blur(state.value)
         )
 
         # A failed search forgets the pairs and starts again downhill; that failing too is the end.
@@ -221,7 +230,6 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
         pairs = state.pairs.with_pair(trial - vector, gradient - state.gradient, accepted)
         vector = jnp.where(accepted, trial, vector)
         gradient = jnp.where(accepted, gradient, state.gradient)
-        lower = value < state.value - resolution
         value = jnp.where(accepted, value, state.value)
         direction, slope, fell_back = _direction(pairs, gradient)
         anew = failed | fell_back
@@ -234,7 +242,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
         fresh = line_search.start(_first_step_size(pairs, vector, value, gradient), value, slope)
         search = jax.tree.map(lambda new, old: jnp.where(leaves, new, old), fresh, search)
         measure = gradient_measure(problem, value, gradient)
-        progress = (accepted & lower) | (measure < 0.9 * state.best)
+        progress = is_lower(value, state.lowest) | (measure < 0.9 * state.best)
         return LBFGSState(
             primal=shaper(state.primal)(vector),
             value=value,
@@ -243,6 +251,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
             slope=jnp.where(leaves, slope, state.slope),
             search=search,
             pairs=pairs,
+            lowest=jnp.where(progress, jnp.minimum(state.lowest, value), state.lowest),
             best=jnp.where(progress, jnp.minimum(state.best, measure), state.best),
             idle=jnp.where(progress, 0, state.idle + 1),
             stuck=stuck,

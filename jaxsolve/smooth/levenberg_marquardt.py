@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import dot, finite, matmul, ravel
-from .forms import Scalar, Vector, gradient_measure, require, shaper
+from .forms import Scalar, Vector, blur, gradient_measure, is_lower, require, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20
@@ -110,8 +110,8 @@ class LevenbergMarquardtState(eqx.Module):
         damping: l.
         growth: by which the damping is multiplied at the next rejection.
         rejections: since the last accepted step.
-        best: the smallest relative gradient so far.
-        idle: accepted steps since the value or `best` last fell.
+        lowest, best: the smallest value and relative gradient so far.
+        idle: accepted steps since one of them last fell.
     """
 
     primal: PyTree[Array]
@@ -122,6 +122,7 @@ class LevenbergMarquardtState(eqx.Module):
     damping: Scalar
     growth: Scalar
     rejections: Int[Array, ""]
+    lowest: Scalar
     best: Scalar
     idle: Int[Array, ""]
 
@@ -177,6 +178,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
             damping=damping,
             growth=jnp.full_like(value, 2.0),
             rejections=jnp.zeros_like(value, jnp.int32),
+            lowest=value,
             best=gradient_measure(problem, value, gradient),
             idle=jnp.zeros_like(value, jnp.int32),
         )
@@ -197,7 +199,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
         square = dot(damped * move, damped * move)
         predicted = 0.5 * (square - dot(state.gradient, move))
-        resolution = 10 * jnp.finfo(value.dtype).eps * state.value
+        resolution = blur(state.value)
         ratio = (state.value - value) / jnp.where(predicted > 0, predicted, 1.0)
         measure = gradient_measure(problem, value, gradient)
         current = gradient_measure(problem, state.value, state.gradient)
@@ -210,7 +212,8 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         shrink = jnp.clip(1 - (2 * ratio - 1) ** 3, 0.1, 2.0)
         damping = state.damping * jnp.where(accepted, shrink, state.growth)
         floor = jnp.finfo(value.dtype).eps ** 2
-        progress = accepted & ((value < state.value - resolution) | (measure < 0.99 * state.best))
+        lower = is_lower(value, state.lowest)
+        progress = accepted & (lower | (measure < 0.99 * state.best))
 
         def choose(new, old):
             return jnp.where(accepted, new, old)
@@ -225,6 +228,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
             damping=jnp.clip(damping, floor, 1 / floor),
             growth=choose(jnp.full_like(value, 2.0), 2 * state.growth),
             rejections=jnp.where(accepted, 0, state.rejections + 1),
+            lowest=jnp.where(progress, jnp.minimum(value, state.lowest), state.lowest),
             best=jnp.where(progress, jnp.minimum(measure, state.best), state.best),
             idle=jnp.where(progress, 0, state.idle + accepted.astype(jnp.int32)),
         )
@@ -241,6 +245,12 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
     def point(self, problem: LeastSquares, state: LevenbergMarquardtState) -> Point:
         return Point(state.primal)
+
+    def full_step(self, problem: LeastSquares, point: Point) -> Point:
+        vector = ravel(point.primal)
+        _, _, reduced = self._evaluate(problem, point.primal, vector)
+        move = self.factorisation.solve(reduced, jnp.zeros_like(vector))
+        return Point(shaper(point.primal)(vector + move))
 
     def preconditioner(
         self, problem: LeastSquares, state: LevenbergMarquardtState

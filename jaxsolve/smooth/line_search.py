@@ -70,7 +70,7 @@ def advance(
         search: the interval so far.
         origin_value, origin_slope: at step size 0.
         value, slope: at the trial; may be NaN or Inf.
-        resolution: the differences of value that are rounding.
+        resolution: the differences of value that may be rounding.
 
     Returns:
         Whether the trial is accepted, whether the search has failed, and the next state.

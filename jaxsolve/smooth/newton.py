@@ -168,6 +168,11 @@ class Newton(AbstractSolver[Root | FixedPoint]):
     def point(self, problem: Root | FixedPoint, state: NewtonState) -> Point:
         return Point(state.primal)
 
+    def full_step(self, problem: Root | FixedPoint, point: Point) -> Point:
+        values, jacobian = _linearise(problem, point.primal, ravel(point.primal))
+        direction = jnp.linalg.solve(jacobian, -values)
+        return Point(shaper(point.primal)(ravel(point.primal) + direction))
+
     def preconditioner(self, problem: Root | FixedPoint, state: NewtonState) -> Factor:
         return state.factor
 

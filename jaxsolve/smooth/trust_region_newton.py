@@ -17,7 +17,16 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, largest, norm, ravel
-from .forms import Scalar, Vector, gradient_measure, objective, require, shaper
+from .forms import (
+    Scalar,
+    Vector,
+    blur,
+    gradient_measure,
+    is_lower,
+    objective,
+    require,
+    shaper,
+)
 from .problems import LeastSquares, Minimise
 
 _REJECTIONS = 40
@@ -54,8 +63,8 @@ class TrustRegionNewtonState(eqx.Module):
 
     Attributes:
         rejections: since the last accepted step.
-        best: the smallest relative gradient so far.
-        idle: accepted steps since the value or `best` last fell.
+        lowest, best: the smallest value and relative gradient so far.
+        idle: accepted steps since one of them last fell.
     """
 
     primal: PyTree[Array]
@@ -64,6 +73,7 @@ class TrustRegionNewtonState(eqx.Module):
     radius: Scalar
     subproblem: Subproblem
     rejections: Int[Array, ""]
+    lowest: Scalar
     best: Scalar
     idle: Int[Array, ""]
 
@@ -97,6 +107,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
             radius=radius,
             subproblem=_start(gradient),
             rejections=count,
+            lowest=value,
             best=gradient_measure(problem, value, gradient),
             idle=count,
         )
@@ -117,7 +128,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
         measure = gradient_measure(problem, value, gradient)
         usable = jnp.isfinite(value) & finite(gradient)
         predicted = -(inner.slope + 0.5 * inner.curvature) * size
-        resolution = 10 * jnp.finfo(value.dtype).eps * jnp.abs(state.value)
+        resolution = blur(state.value)
         ratio = (state.value - value) / jnp.where(predicted > 0, predicted, 1.0)
         # Where the values no longer resolve the decrease, the gradients do.
         blurred = (predicted <= resolution) & (value <= state.value + resolution)
@@ -141,7 +152,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
         )
         anew = _start(gradient)
         subproblem = _select(accepted, anew, _select(rejected, shorter, advanced))
-        lower = value < state.value - resolution
+        lower = is_lower(value, state.lowest)
         progress = accepted & (lower | (measure < 0.99 * state.best))
         return TrustRegionNewtonState(
             primal=shaper(state.primal)(jnp.where(accepted, trial, vector)),
@@ -150,6 +161,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
             radius=radius,
             subproblem=subproblem,
             rejections=jnp.where(accepted, 0, state.rejections + rejected.astype(jnp.int32)),
+            lowest=jnp.where(progress, jnp.minimum(value, state.lowest), state.lowest),
             best=jnp.where(progress, jnp.minimum(measure, state.best), state.best),
             idle=jnp.where(progress, 0, state.idle + accepted.astype(jnp.int32)),
         )

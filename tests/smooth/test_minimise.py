@@ -1,11 +1,13 @@
 """LBFGS and TrustRegionNewton, against published minima, SciPy and closed forms."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 from functions import FUNCTIONS
+from jax.test_util import check_grads
 
 import jaxsolve as js
 from jaxsolve.smooth import LBFGS, LeastSquares, Minimise, TrustRegionNewton
@@ -41,11 +43,15 @@ def test_reaches_a_published_minimum(solver, name, dtype):
     assert any(abs(value - m) <= close * max(m, 1e-4) + close**2 for m in function.minima)
 
 
-def test_agrees_with_scipy_on_a_quadratic_with_condition_1e5(solver):
+@pytest.mark.parametrize(
+    "solver, condition", [(LBFGS(), 3), (TrustRegionNewton(), 5)], ids=["lbfgs", "trust region"]
+)
+def test_ill_conditioned_quadratics(solver, condition):
+    """Values near -300, so that the last digits of the gradient are beyond what the value shows."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         basis, _ = np.linalg.qr(rng.normal(size=(30, 30)))
-        matrix = basis @ np.diag(np.logspace(-2, 3, 30)) @ basis.T
+        matrix = basis @ np.diag(np.logspace(-2, condition - 2, 30)) @ basis.T
         target = rng.normal(size=30)
         problem = Minimise(
             lambda x, a: 0.5 * x @ a[0] @ x - a[1] @ x, (jnp.asarray(matrix), jnp.asarray(target))
@@ -117,7 +123,9 @@ def test_hard_starts(solver, name, dtype):
     if name == "tiny scale":
         tolerance *= 1e4
     out = js.solve(problem, solver, jnp.asarray(start, dtype), tolerance=tolerance)
-    np.testing.assert_allclose(out.value, expected, rtol=1e-3, atol=1e-4 * max(expected, 1e-2))
+    # The gradient's tolerance divided by the least curvature, 1 but at the tiny scale.
+    atol = 1e-9 if name == "tiny scale" else 4 * tolerance
+    np.testing.assert_allclose(out.value, expected, rtol=1e-5, atol=atol)
 
 
 def test_a_saddle_is_left(solver):
@@ -158,7 +166,7 @@ def test_measure_is_the_residual(solver, name, kind, dtype):
     start = jnp.asarray(function.start, dtype)
     problem, primal = problem.prepare(start)
     state = solver.init(problem, js.Guess(primal))
-    step = jax.jit(solver.step)
+    step = eqx.filter_jit(solver.step)
     for _ in range(8):
         measured = solver.measure(problem, state)
         residual = problem.residual(solver.point(problem, state)).relative
@@ -166,7 +174,7 @@ def test_measure_is_the_residual(solver, name, kind, dtype):
         state = step(problem, state)
 
 
-def test_a_batch_equals_its_lanes(solver):
+def test_a_batch_equals_its_lanes(solver, x64):
     starts = jnp.asarray([[-1.2, 1.0], [1.0, 1.0], [300.0, -50.0], [0.0, 0.0], [jnp.nan, 1.0]])
     problem = lambda scale: Minimise(
         lambda x, a: a * jnp.sum(FUNCTIONS["rosenbrock"].residuals(x) ** 2), scale
@@ -174,14 +182,13 @@ def test_a_batch_equals_its_lanes(solver):
     scales = jnp.asarray([1.0, 1.0, 1e-2, 0.1, 1.0])
 
     def run(scale, start):
-        out = js.solve(problem(scale), solver, start, tolerance=1e-3, throw=False)
+        out = js.solve(problem(scale), solver, start, tolerance=1e-9, throw=False)
         return out.value, out.stats.steps, out.result._value
 
     batch = jax.vmap(run)(scales, starts)
     for i in range(len(starts)):
         alone = run(scales[i], starts[i])
-        # The same path, up to the rounding of differently fused products.
-        np.testing.assert_allclose(batch[0][i], alone[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(batch[0][i], alone[0], rtol=1e-6)
         assert int(batch[2][i]) == int(alone[2])
     assert js.RESULTS.nonfinite_input._value == batch[2][4]
     assert int(batch[1][1]) == 0
@@ -207,7 +214,7 @@ def test_gradients_of_the_solution_in_both_modes(solver):
             return js.solve(problem, solver, jnp.zeros(4), tolerance=1e-10).value
 
         a = jnp.linspace(-1, 1, 6)
-        jax.test_util.check_grads(solution, (a,), order=1, modes=("fwd", "rev"), eps=1e-5)
+        check_grads(solution, (a,), order=1, modes=("fwd", "rev"), eps=1e-5)
 
 
 def test_refuses_other_problems(solver):

@@ -1,11 +1,13 @@
 """Newton, Broyden and Anderson, against closed forms, SciPy and published problems."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 from functions import FUNCTIONS, ROOTS
+from jax.test_util import check_grads
 
 import jaxsolve as js
 from jaxsolve.smooth import Anderson, Broyden, FixedPoint, Newton, Root
@@ -162,7 +164,7 @@ def test_measure_is_the_residual(solver, kind, dtype):
     problem = kind(lambda x, _: function.residuals(x))
     problem, primal = problem.prepare(jnp.asarray(function.start, dtype))
     state = solver.init(problem, js.Guess(primal))
-    step = jax.jit(solver.step)
+    step = eqx.filter_jit(solver.step)
     for _ in range(6):
         residual = problem.residual(solver.point(problem, state)).relative
         eps = float(jnp.finfo(dtype).eps)
@@ -207,7 +209,7 @@ def test_gradients_of_the_solution_in_both_modes(solver):
             return js.solve(problem, solver, jnp.zeros(4), tolerance=1e-12).value
 
         b = jnp.linspace(-1, 1, 4)
-        jax.test_util.check_grads(solution, (b,), order=2, modes=("fwd", "rev"))
+        check_grads(solution, (b,), order=2, modes=("fwd", "rev"))
 
 
 def test_newtons_factor_inverts_the_jacobian_and_its_transpose():

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .linear import AbstractLinearSolver, Operator, checked, solve_checked
 from .loop import Program, has_loop, run
+from .mesh import vary, varying
 from .problem import AbstractProblem
 from .search import (
     Limits,
@@ -116,7 +117,7 @@ class Implicit(AbstractAdjoint):
             push_data, push_point = _partials(lambda d, p: system(fixed, d, p), clean, place)
             tangent = solve_checked(
                 push_point,
-                jax.tree.map(jnp.negative, push_data(tangents[0])),
+                vary(jax.tree.map(jnp.negative, push_data(tangents[0])), varying(place)),
                 solver=self.linear_solver,
                 structure=problem.structure,
                 preconditioner=None if smooth else preconditioner,
@@ -132,23 +133,18 @@ class Implicit(AbstractAdjoint):
 
 
 class OneStep(AbstractAdjoint):
-    """The derivative of one more solver step from the final state, held constant.
+    """The derivative of one more full step of the solver from the solution, held constant.
 
-    For solvers that converge superlinearly (`Newton`, `LevenbergMarquardt`, `InteriorPoint`): there
-    it is as good as the solution. Bolte, Pauwels and Vaiter (2023).
+    For methods that converge superlinearly (`Newton`, `LevenbergMarquardt` on small residuals),
+    where it is as good as the solution; off by the contraction factor for `Anderson`, whose full
+    step is the map itself. Bolte, Pauwels and Vaiter (2023).
     """
 
     def solve(self, problem, solver, guess, limits, search):
         _on_device(solver, "OneStep")
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
-
-        def step(problem: AbstractProblem) -> Point:
-            return with_multipliers(
-                problem, solver.point(problem, solver.step(problem, outcome.state))
-            )
-
-        _without_loops(lambda: step(problem), solver, "OneStep")
-        return outcome, _guarded(outcome.point, step(problem), outcome.solved)
+        stepped = solver.full_step(problem, outcome.point)
+        return outcome, _guarded(outcome.point, stepped, outcome.solved)
 
 
 class Unrolled(AbstractAdjoint):

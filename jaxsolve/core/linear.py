@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .krylov import Product, Vector, conjugate_gradient, gmres, least_squares, minres
 from .loop import Program, run
+from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
 from .vectors import HIGHEST, matmul, norm
@@ -80,12 +81,17 @@ class Dense(AbstractLinearSolver):
         _, matrix = operator.materialised(b)
         if operator.structure.definite:
             factor = jnp.linalg.cholesky(matrix)
+            pivots = jnp.diagonal(factor) ** 2
             back = lambda r: jax.scipy.linalg.cho_solve((factor, True), r)
         else:
             factor = jax.scipy.linalg.lu_factor(matrix)
+            pivots = jnp.abs(jnp.diagonal(factor[0]))
             back = lambda r: jax.scipy.linalg.lu_solve(factor, r)
         x = back(b)
-        return x + back(b - matmul(matrix, x))
+        x = x + back(b - matmul(matrix, x))
+        # A singular but consistent system has many solutions: this one must not be taken for all.
+        regular = jnp.min(pivots) > 10 * b.size * jnp.finfo(b.dtype).eps * jnp.max(pivots)
+        return jnp.where(regular, x, jnp.full_like(x, jnp.nan))
 
 
 class ConjugateGradient(AbstractLinearSolver):
@@ -283,8 +289,10 @@ def solve_checked(
     flat, unravel = ravel_pytree(b)
     trusted = jax.lax.stop_gradient(trusted)
 
+    axes = varying(flat)
+
     def flat_product(v: Vector) -> Vector:
-        return ravel_pytree(product(unravel(v)))[0]
+        return ravel_pytree(product(unravel(vary(v, axes))))[0]
 
     def method(transposed: bool):
         def apply(v: Vector) -> Vector:

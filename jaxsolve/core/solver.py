@@ -74,6 +74,13 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
         """An approximate inverse for the derivative, from the finished state, or `None`."""
         return None
 
+    def full_step(self, problem: _Problem, point: Point) -> Point:
+        """One undamped step from a point, differentiable in the problem: what `OneStep` takes."""
+        raise TypeError(
+            f"`adjoint=OneStep()` needs a method whose plain step converges by itself (Newton, "
+            f"LevenbergMarquardt, Anderson): {type(self).__name__} has none. Use Implicit()."
+        )
+
     def rescue(self) -> "AbstractSolver | None":
         """The solver for those lanes alone that this one leaves without a verified verdict. The
         state and preconditioner of such a lane are made anew by this solver from the point found:

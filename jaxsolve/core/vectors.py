@@ -31,10 +31,11 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
 
 
 def norm(a: Float[Array, " n"]) -> Float[Array, ""]:
-    """The Euclidean norm, with derivative 0 at 0 (where the root's own is infinite)."""
+    """The Euclidean norm, with derivative 0 at 0 (the root's own is infinite); NaN for NaN."""
     square = jnp.sum(a * a)
-    safe = jnp.where(square > 0, square, jnp.ones_like(square))
-    return jnp.where(square > 0, jnp.sqrt(safe), jnp.zeros_like(square))
+    zero = square == 0
+    safe = jnp.where(zero, jnp.ones_like(square), square)
+    return jnp.where(zero, jnp.zeros_like(square), jnp.sqrt(safe))
 
 
 def largest(a: Float[Array, " n"]) -> Float[Array, ""]:

@@ -73,7 +73,7 @@ def test_results_are_measured_and_raised():
     with pytest.raises(js.SolveError, match="nonfinite_input"):
         js.solve(Root(cubic, jnp.nan), Newton(), jnp.array(1.0))
     with pytest.raises(js.SolveError, match="tolerance_below_dtype"):
-        js.solve(Root(cubic, 3.0), Newton(), jnp.array(1.0), tolerance=1e-20)
+        js.solve(Root(cubic, jnp.linspace(1, 9, 50)), Newton(), jnp.ones(50), tolerance=1e-20)
     solution = js.solve(Root(cubic, 3.0), Newton(), jnp.array(1.0), max_steps=0, throw=False)
     assert solution.result == RESULTS.max_steps_reached and int(solution.stats.steps) == 0
     assert not bool(solution.success)
@@ -147,15 +147,20 @@ def test_detached_is_constant(x64):
     assert float(jax.grad(f)(2.0)) == 0.0
 
 
-@pytest.mark.parametrize("adjoint", [js.OneStep(), js.Unrolled(5)], ids=repr)
-def test_adjoints_through_steps_refuse_inner_loops(adjoint):
+def test_unrolled_refuses_inner_loops():
     class Looping(Newton):
         def step(self, problem, state):
             state = super().step(problem, state)
             return jax.lax.while_loop(lambda _: jnp.array(False), lambda s: s, state)
 
     with pytest.raises(TypeError, match="Implicit"):
-        js.solve(Root(cubic, 1.0), Looping(), jnp.array(1.0), adjoint=adjoint)
+        js.solve(Root(cubic, 1.0), Looping(), jnp.array(1.0), adjoint=js.Unrolled(5))
+
+
+def test_one_step_needs_a_full_step():
+    with pytest.raises(TypeError, match="Implicit"):
+        problem = Minimise(lambda y, a: (y - a) ** 2, 1.0)
+        js.solve(problem, LBFGS(), jnp.array(1.0), adjoint=js.OneStep())
 
 
 def test_backward_memory_does_not_grow_with_steps(x64):
@@ -231,7 +236,7 @@ def test_three_levels(x64):
         root = lambda f, lo, hi: _bisect(f, lo, hi)
         inner = lambda b: root(lambda y: y**3 + y - b, -5.0, 5.0)
         inner_slope = lambda b: 1 / (3 * inner(b) ** 2 + 1)
-        low = lambda c: root(lambda y: y - c + 2 * inner(y) * 2 * inner_slope(y) / 10 * 1, -5, 5)
+        low = lambda c: root(lambda y: y - c + 0.8 * inner(y) * inner_slope(y), -5.0, 5.0)
         mid = lambda c: low(c) + c
         slope = lambda c: (mid(c + 1e-5) - mid(c - 1e-5)) / 2e-5
         return root(lambda y: y - d + mid(y) * slope(y) / 5, -5.0, 5.0) + d
@@ -252,7 +257,7 @@ def _bisect(f, low, high):
 def test_inside_shard_map(check_vma, x64, auto_mesh):
     spec = jax.sharding.PartitionSpec("lanes")
     problem = lambda a: Minimise(lambda y, a: jnp.sum((y - a) ** 4 / 4 + y**2), a)
-    f = lambda a: js.solve(problem(a), LBFGS(), jnp.zeros(2)).value.sum()
+    f = lambda a: js.solve(problem(a), LBFGS(), jnp.zeros(2), tolerance=1e-12).value.sum()
     a = jnp.linspace(0.0, 3.0, 16)
     for fn in (f, jax.grad(f), jax.hessian(f)):
         sharded = jax.shard_map(
@@ -262,7 +267,8 @@ def test_inside_shard_map(check_vma, x64, auto_mesh):
 
 
 def test_export_and_load(x64):
-    f = jax.jit(lambda a: jax.value_and_grad(lambda a: js.solve(Root(cubic, a), Newton(), 1.0).value)(a))
+    value = lambda a: js.solve(Root(cubic, a), Newton(), jnp.array(1.0)).value
+    f = jax.jit(jax.value_and_grad(value))
     exported = jax.export.export(f)(jnp.array(3.0))
     loaded = jax.export.deserialize(exported.serialize())
     np.testing.assert_array_equal(loaded.call(jnp.array(3.0)), f(jnp.array(3.0)))

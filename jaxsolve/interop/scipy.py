@@ -78,7 +78,11 @@ class Scipy(AbstractForeign):
     def step(self, problem: AbstractProblem, state: ForeignState) -> ForeignState:
         data, static = eqx.partition(problem, eqx.is_array)
         flat, unravel = ravel_pytree(state.primal)
-        call = _Call(self.method, dict(self.options), _functions(static, unravel, state.primal))
+        call = _Call(
+            self.method,
+            dict(self.options),
+            _functions(problem.statement(), static, unravel, state.primal),
+        )
         x64 = jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64
         out = (jax.ShapeDtypeStruct(flat.shape, flat.dtype), jax.ShapeDtypeStruct((), jnp.int32))
         x, code = jax.pure_callback(
@@ -128,11 +132,12 @@ class _Call(NamedTuple):
     functions: _Functions
 
 
-def _functions(static: PyTree, unravel: Callable, like: PyTree[Array]) -> _Functions:
+def _functions(
+    known: Statement, static: PyTree, unravel: Callable, like: PyTree[Array]
+) -> _Functions:
+    # `known` says which fields there are: without its arrays a problem looks as if it had none.
     def statement(data: PyTree) -> Statement:
         return eqx.combine(data, static).statement()
-
-    known = statement(static)
 
     def flat(choose: Callable[[Statement], Callable]) -> Callable:
         return lambda data, x: ravel_pytree(choose(statement(data))(unravel(x)))[0]

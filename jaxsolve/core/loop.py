@@ -6,13 +6,14 @@ of vmap is one queue with one copy of each function in it. Nothing here is diffe
 adjoints attach derivatives to the result.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
 from .mesh import vary, varying
@@ -86,8 +87,7 @@ def _lanes(call: _Call, sizes: tuple[int, ...], axes: tuple[tuple[bool, ...], ..
 
     @over.def_vmap
     def rule(axis_size, in_batched, *operands):
-        inner = tuple((new, *old) for new, old in zip(in_batched, axes, strict=True))
-        out = _sharded(_lanes(call, (axis_size, *sizes), inner), in_batched, operands)
+        out = _map(call, axis_size, sizes, axes, in_batched, operands)
         return out, jax.tree.map(lambda _: True, out)
 
     return over
@@ -120,21 +120,36 @@ def _alone(call: _Call, operands):
     return lax.cond(vary(skip, axes), lambda *_: vary(result, axes), solve, data, consts)
 
 
-def _sharded(call, in_batched, operands):
-    """A batch sharded by explicit mesh axes keeps each lane on its device: a queue a device."""
-    types = [jax.typeof(x).sharding for x, b in zip(operands, in_batched, strict=True) if b]
-    names = {s.spec[0] for s in types if len(s.spec) > 0 and s.spec[0] is not None}
-    if not names:
-        return call(*operands)
-    if len(names) > 1:
-        raise TypeError(
-            f"Operands of one batch are sharded over different mesh axes: {sorted(map(str, names))}"
-        )
-    axis = names.pop()
-    mesh = next(s.mesh for s in types if len(s.spec) > 0 and s.spec[0] == axis)
-    specs = tuple(PartitionSpec(axis) if b else PartitionSpec() for b in in_batched)
+def _map(call: _Call, size: int, sizes: tuple[int, ...], axes, in_batched, operands):
+    """One more batch axis. A batch sharded by explicit mesh axes keeps each lane on its device."""
+    inner = tuple((new, *old) for new, old in zip(in_batched, axes, strict=True))
+    split = _sharding(in_batched, operands)
+    if split is None:
+        return _lanes(call, (size, *sizes), inner)(*operands)
+    mesh, names = split
+    specs = [PartitionSpec(names) if b else PartitionSpec() for b in in_batched]
     operands = [
-        jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, s))
-        for x, s in zip(operands, specs, strict=True)
+        jax.sharding.reshard(x, NamedSharding(mesh, spec))
+        for x, spec in zip(operands, specs, strict=True)
     ]
-    return jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(axis))(*operands)
+    each = size // math.prod(mesh.shape[name] for name in names)
+    local = _lanes(call, (each, *sizes), inner)
+    out = PartitionSpec(names)
+    # The functions were traced outside: literals in them vary over no axis, as the check asks.
+    fn = jax.shard_map(
+        local, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False
+    )
+    return fn(*operands)
+
+
+def _sharding(in_batched, operands) -> tuple[Any, tuple[str, ...]] | None:
+    """The mesh, and its axes over which the batch is sharded, as the types of the operands say."""
+    batched = [jax.typeof(x).sharding for x, b in zip(operands, in_batched, strict=True) if b]
+    found = {s.spec[0]: s.mesh for s in batched if len(s.spec) > 0 and s.spec[0] is not None}
+    if len(found) > 1:
+        raise TypeError(
+            f"Operands of one batch are sharded over different mesh axes: {sorted(map(str, found))}"
+        )
+    for names, mesh in found.items():
+        return mesh, names if isinstance(names, tuple) else (names,)
+    return None

@@ -144,8 +144,15 @@ class Batch:
 
     def zeros(self, shapes, *leading: int):
         """Zeros with leading axes for `shapes` of one lane."""
-        blank = jax.tree.map(lambda x: lax.full_like(x, 0, shape=(*leading, *x.shape)), shapes)
+        blank = jax.tree.map(lambda x: _zeros((*leading, *x.shape), x.dtype), shapes)
         return vary(blank, self.varying)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    # Random keys have no zero; nobody reads a blank slot.
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return lax.empty(shape, dtype)
+    return jnp.zeros(shape, dtype)
 
 
 def _where(mask: Bool[Array, " k"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:

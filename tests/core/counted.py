@@ -15,7 +15,9 @@ def counted(lanes=Refill(), wrap=lambda data: data, **options):
     """A run of `data["count"]` steps of y <- cos(y) + slope y / 4, and a count of them."""
 
     def init(data):
-        return {"steps": jnp.zeros_like(data["count"]), "y": jnp.sin(data["start"])}, data["count"] <= 0
+        return {"steps": jnp.zeros_like(data["count"]), "y": jnp.sin(data["start"])}, data[
+            "count"
+        ] <= 0
 
     def step(data, carry):
         y = jnp.cos(carry["y"]) + data["slope"] * carry["y"] / 4

@@ -7,6 +7,7 @@ adjoints attach derivatives to the result.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
 from .mesh import vary, varying
-from .program import Program, Traced, has_loop, trace
+from .program import Program, Traced, has_loop, retrace, trace
 from .progress import AbstractProgress
 from .queue import AbstractLanes, Batch, Lockstep, Refill, queue, together
 
@@ -49,14 +50,14 @@ def run(
             axis; `unless` has another structure than the result.
     """
     data = jax.tree.map(lambda x: lax.stop_gradient(jnp.asarray(x)), data)
-    traced, consts = trace(program, data)
+    traced, data, consts = trace(program, data)
     if progress is not None and traced.measure is None:
         raise TypeError("`progress` needs a program with a `measure`.")
     if unless is not None:
         _check_unless(unless[1], traced.result)
     operands, tree = jax.tree.flatten((data, consts, unless))
     operands = [lax.stop_gradient(jnp.asarray(x)) for x in operands]
-    call = _Call(traced, tree, lanes, progress)
+    call = _Call(traced, tree, lanes, progress, lambda: retrace(program, data, consts))
     return _lanes(call, (), ((),) * len(operands))(*operands)
 
 
@@ -65,6 +66,7 @@ class _Call(NamedTuple):
     tree: Any
     lanes: AbstractLanes
     progress: AbstractProgress | None
+    retrace: Callable[[], Traced]
 
 
 def _check_unless(given: PyTree, result: PyTree) -> None:
@@ -133,23 +135,18 @@ def _map(call: _Call, size: int, sizes: tuple[int, ...], axes, in_batched, opera
         for x, spec in zip(operands, specs, strict=True)
     ]
     each = size // math.prod(mesh.shape[name] for name in names)
-    local = _lanes(call, (each, *sizes), inner)
+    local = _lanes(call._replace(program=call.retrace()), (each, *sizes), inner)
     out = PartitionSpec(names)
-    # The functions were traced outside: literals in them vary over no axis, as the check asks.
-    fn = jax.shard_map(
-        local, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False
-    )
+    fn = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False)
     return fn(*operands)
 
 
 def _sharding(in_batched, operands) -> tuple[Any, tuple[str, ...]] | None:
     """The mesh, and its axes over which the batch is sharded, as the types of the operands say."""
-    batched = [jax.typeof(x).sharding for x, b in zip(operands, in_batched, strict=True) if b]
-    found = {s.spec[0]: s.mesh for s in batched if len(s.spec) > 0 and s.spec[0] is not None}
-    if len(found) > 1:
-        raise TypeError(
-            f"Operands of one batch are sharded over different mesh axes: {sorted(map(str, found))}"
-        )
-    for names, mesh in found.items():
-        return mesh, names if isinstance(names, tuple) else (names,)
+    for x, batched in zip(operands, in_batched, strict=True):
+        sharding = jax.typeof(x).sharding
+        # `vmap` has seen to it that all batched operands are sharded the same.
+        if batched and len(sharding.spec) > 0 and sharding.spec[0] is not None:
+            names = sharding.spec[0]
+            return sharding.mesh, names if isinstance(names, tuple) else (names,)
     return None

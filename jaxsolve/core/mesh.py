@@ -6,7 +6,8 @@ from jaxtyping import Array, PyTree
 
 def varying(tree: PyTree[Array]) -> frozenset[str]:
     """The mesh axes over which any leaf varies."""
-    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
+    types = [x for x in jax.tree.leaves(tree) if not isinstance(x, jax.ShapeDtypeStruct)]
+    return frozenset().union(*(jax.typeof(x).mat.varying for x in types))
 
 
 def vary(tree: PyTree[Array], axes: frozenset[str]) -> PyTree[Array]:

@@ -48,38 +48,62 @@ class Traced(NamedTuple):
     nested: bool
 
 
-def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array]]:
-    """The traced program and the arrays that its functions captured.
+def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array], PyTree[Array]]:
+    """The traced program, the data, and the arrays that its functions captured.
 
-    Inside a `shard_map` all that the loop carries varies over the union of the mesh axes over which
-    the data and the captured arrays vary.
+    Inside a `shard_map` the data and all that the loop carries are made to vary over the union of
+    the mesh axes over which the data and the captured arrays vary.
     """
-    init = _Closed(program.init, "init", data)
-    axes = varying((data, init.consts))
-    step = _Closed(program.step, "step", data, init.state(axes))
-    if not varying(step.consts) <= axes:
-        axes = axes | varying(step.consts)
-        step = _Closed(program.step, "step", data, init.state(axes))
-    _check_carry(init, step)
-    carry = init.state(axes)
-    finish = _Closed(program.finish, "finish", data, carry)
-    closed = [init, step, finish]
-    measure = None
-    if program.measure is not None:
-        shown = _Closed(program.measure, "measure", carry)
-        closed.append(shown)
-        measure = lambda consts, carry: shown(consts[3], carry)
+    axes = varying(data)
+    while True:
+        data = vary(data, axes)
+        closed = _close(program, data, axes)
+        consts = tuple(fn.consts for fn in closed)
+        wider = axes | varying(consts)
+        if wider == axes:
+            break
+        axes = wider
+    init, step, finish, *shown = closed
     traced = Traced(
         init=lambda consts, data: vary(init(consts[0], data), axes),
         step=lambda consts, data, carry: vary(step(consts[1], data, carry), axes),
         finish=lambda consts, data, carry: vary(finish(consts[2], data, carry), axes),
-        measure=measure,
-        carry=carry,
+        measure=(lambda consts, carry: shown[0](consts[3], carry)) if shown else None,
+        carry=init.state(axes),
         result=finish.shape,
         axes=axes,
         nested=has_loop(step.jaxpr),
     )
-    return traced, tuple(fn.consts for fn in closed)
+    return traced, data, consts
+
+
+def retrace(program: Program, data: PyTree[Array], consts: PyTree[Array]) -> Traced:
+    """The program again, without the explicit mesh in whose types `trace` has met it.
+
+    Raises:
+        TypeError: captured arrays are not found again.
+    """
+    lane = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        again, _, found = trace(program, lane)
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (consts, found)]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            "A batch sharded by an explicit mesh runs functions that capture arrays which cannot "
+            "be moved to the devices: hand these arrays over as data."
+        )
+    return again
+
+
+def _close(program: Program, data: PyTree, axes: frozenset[str]) -> list["_Closed"]:
+    init = _Closed(program.init, "init", data)
+    carry = init.state(axes)
+    step = _Closed(program.step, "step", data, carry)
+    _check_carry(init, step)
+    closed = [init, step, _Closed(program.finish, "finish", data, carry)]
+    if program.measure is not None:
+        closed.append(_Closed(program.measure, "measure", carry))
+    return closed
 
 
 class _Closed:

@@ -1,6 +1,7 @@
 """Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
 
 from . import interop as interop
+from .convex import InteriorPoint as InteriorPoint, QuadraticProgram as QuadraticProgram
 from .core import linear as linear
 from .core.adjoint import (
     Detached as Detached,
@@ -28,3 +29,17 @@ from .core.solve import solve as solve
 from .core.solver import AbstractSolver as AbstractSolver
 from .interop import Jaxopt as Jaxopt, Scipy as Scipy
 from .layers import QPLayer as QPLayer, SolverLayer as SolverLayer
+from .smooth import (
+    LBFGS as LBFGS,
+    QR as QR,
+    Anderson as Anderson,
+    Broyden as Broyden,
+    FixedPoint as FixedPoint,
+    Gram as Gram,
+    LeastSquares as LeastSquares,
+    LevenbergMarquardt as LevenbergMarquardt,
+    Minimise as Minimise,
+    Newton as Newton,
+    Root as Root,
+    TrustRegionNewton as TrustRegionNewton,
+)

@@ -1,0 +1,408 @@
+"""Every registered solver, once: a family of problems, data, and an oracle that is not ours."""
+
+import clarabel
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix as optx
+import scipy.optimize
+import scipy.sparse
+
+import jaxsolve as js
+from jaxsolve.testing import Case, Expected
+
+# --- Smooth families ---------------------------------------------------------------------------
+
+
+def _draw(rng):
+    return {"shift": rng.normal(size=3), "weight": rng.uniform(0.5, 2.0, size=3)}
+
+
+_HARD = {"shift": np.array([40.0, -30.0, 2.0]), "weight": np.array([0.5, 2.0, 1.0])}
+_NAN = {"shift": np.array([1.0, np.nan, 0.0]), "weight": np.ones(3)}
+_SMOOTH_OUTCOMES = {"hard": Expected(_HARD, "successful"), "nan": Expected(_NAN, "nonfinite_input")}
+
+
+def _permuted(data, rng):
+    order = rng.permutation(3)
+    return {k: v[order] for k, v in data.items()}, lambda y: y[np.argsort(order)]
+
+
+def _objective(y, data):
+    spring = 0.5 * jnp.sum(data["weight"] * (y - data["shift"]) ** 2)
+    return spring + 0.025 * jnp.sum(y**4) + 0.5 * jnp.sum(y) ** 2
+
+
+def _gradient(data, y):
+    return data["weight"] * (y - data["shift"]) + 0.1 * y**3 + np.sum(y)
+
+
+def _root(fn, start):
+    found = scipy.optimize.root(fn, start, tol=1e-14)
+    return found.x
+
+
+def minimise(name, solver, **more):
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.Minimise(_objective, data),
+        draw=_draw,
+        init=lambda data: jnp.zeros_like(data["shift"]),
+        oracle=lambda data: _root(lambda y: _gradient(data, y), np.zeros(3)),
+        optimality=lambda data, y, dual: np.abs(_gradient(data, y)).max(),
+        outcomes=_SMOOTH_OUTCOMES,
+        invariances={"permutation": _permuted},
+        **more,
+    )
+
+
+def _equations(y, data):
+    return 0.1 * y**3 + data["weight"] * y + 0.3 * jnp.sin(jnp.sum(y)) - data["shift"]
+
+
+def _equations_numpy(data, y):
+    return 0.1 * y**3 + data["weight"] * y + 0.3 * np.sin(np.sum(y)) - data["shift"]
+
+
+def root(name, solver, **more):
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.Root(_equations, data),
+        draw=_draw,
+        init=lambda data: jnp.zeros_like(data["shift"]),
+        oracle=lambda data: _root(lambda y: _equations_numpy(data, y), np.zeros(3)),
+        optimality=lambda data, y, dual: np.abs(_equations_numpy(data, y)).max(),
+        outcomes={"nan": Expected(_NAN, "nonfinite_input")},
+        invariances={"permutation": _permuted},
+        **more,
+    )
+
+
+def _map(y, data):
+    return 0.4 * jnp.sin(data["weight"] * y + jnp.mean(y)) + data["shift"]
+
+
+def _map_numpy(data, y):
+    return 0.4 * np.sin(data["weight"] * y + np.mean(y)) + data["shift"]
+
+
+def fixed_point(name, solver, **more):
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.FixedPoint(_map, data),
+        draw=_draw,
+        init=lambda data: jnp.zeros_like(data["shift"]),
+        oracle=lambda data: _root(lambda y: y - _map_numpy(data, y), data["shift"]),
+        optimality=lambda data, y, dual: (
+            np.abs(y - _map_numpy(data, y)).max() / max(1.0, np.abs(y).max())
+        ),
+        outcomes={"nan": Expected(_NAN, "nonfinite_input")},
+        invariances={"permutation": _permuted},
+        **more,
+    )
+
+
+_TIMES = np.linspace(0.0, 3.0, 8)
+
+
+def _decay(rng):
+    truth = np.array([rng.uniform(1, 3), rng.uniform(0.3, 1.5)])
+    return {"seen": truth[0] * np.exp(-truth[1] * _TIMES) + 0.05 * rng.normal(size=8)}
+
+
+def _misfit(y, data):
+    times = jnp.asarray(_TIMES, data["seen"].dtype)
+    return y["height"] * jnp.exp(-y["rate"] * times) - data["seen"]
+
+
+def _misfit_numpy(data, y):
+    return y[0] * np.exp(-y[1] * _TIMES) - data["seen"]
+
+
+def _misfit_gradient(data, value, dual):
+    y = np.array([float(value["height"]), float(value["rate"])])
+    residuals = _misfit_numpy(data, y)
+    decay = np.exp(-y[1] * _TIMES)
+    jacobian = np.stack([decay, -y[0] * _TIMES * decay], axis=1)
+    size = max(1.0, np.sqrt(residuals @ residuals))
+    return np.abs(jacobian.T @ residuals).max() / size
+
+
+def least_squares(name, solver, **more):
+    nan = {"seen": np.where(_TIMES > 2, np.nan, 1.0)}
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.LeastSquares(_misfit, data),
+        draw=_decay,
+        init=lambda data: {
+            "height": jnp.ones_like(data["seen"][0]),
+            "rate": jnp.ones_like(data["seen"][0]),
+        },
+        oracle=lambda data: (
+            scipy.optimize.least_squares(
+                lambda y: _misfit_numpy(data, y), np.ones(2), "3-point", xtol=1e-15, gtol=1e-15
+            ).x
+        ),
+        optimality=_misfit_gradient,
+        outcomes={"nan": Expected(nan, "nonfinite_input")},
+        **more,
+    )
+
+
+# --- Quadratic programs ------------------------------------------------------------------------
+
+_N, _P, _M = 4, 1, 3
+_FIELDS = ("A", "b", "G", "h", "lower", "upper")
+
+
+def _program(data):
+    return js.QuadraticProgram(data["P"], data["q"], **{k: data[k] for k in _FIELDS})
+
+
+def _clarabel(data):
+    n = data["q"].size
+    low, high = np.isfinite(data["lower"]), np.isfinite(data["upper"])
+    rows = [data["A"], data["G"], -np.eye(n)[low], np.eye(n)[high]]
+    right = [data["b"], data["h"], -data["lower"][low], data["upper"][high]]
+    cones = [
+        clarabel.ZeroConeT(data["b"].size),
+        clarabel.NonnegativeConeT(data["h"].size + int(low.sum() + high.sum())),
+    ]
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
+    solution = clarabel.DefaultSolver(
+        scipy.sparse.csc_matrix(np.triu((data["P"] + data["P"].T) / 2)),
+        data["q"],
+        scipy.sparse.csc_matrix(np.concatenate(rows)),
+        np.concatenate(right),
+        cones,
+        settings,
+    ).solve()
+    return np.array(solution.x), np.array(solution.z), np.array(solution.s)
+
+
+def _program_data(rng):
+    """Strictly convex, with active and inactive constraints and strict complementarity."""
+    while True:
+        factor = rng.normal(size=(_N, _N))
+        x = rng.normal(size=_N)
+        A, G = rng.normal(size=(_P, _N)), rng.normal(size=(_M, _N))
+        data = {
+            "P": factor @ factor.T + np.eye(_N),
+            "q": 3 * rng.normal(size=_N),
+            "A": A,
+            "b": A @ x,
+            "G": G,
+            "h": G @ x + rng.uniform(0.1, 0.5, size=_M),
+            "lower": x - rng.uniform(0.2, 1.0, size=_N),
+            "upper": x + rng.uniform(0.2, 1.0, size=_N),
+        }
+        _, z, s = _clarabel(data)
+        active = z[_P:] > s[_P:]
+        if np.maximum(z, s)[_P:].min() > 0.05 and 0 < active.sum() < _N - _P:
+            return data
+
+
+def _kkt(data, x, dual):
+    """The natural residuals, over 1 + the largest term (at most 1 is asked of each)."""
+    P = (data["P"] + data["P"].T) / 2
+    terms = [P @ x, data["q"], dual.equality @ data["A"], dual.inequality @ data["G"]]
+    terms += [-dual.lower, dual.upper]
+    gradient = sum(terms)
+    size = 1 + max(np.abs(t).max() for t in terms)
+    slack = [data["h"] - data["G"] @ x, x - data["lower"], data["upper"] - x]
+    pairs = zip((dual.inequality, dual.lower, dual.upper), slack, strict=True)
+    natural = max(np.abs(np.minimum(z, s)).max() for z, s in pairs)
+    return max(np.abs(gradient).max() / size, np.abs(data["A"] @ x - data["b"]).max(), natural)
+
+
+def _proves(data, value, dual, result):
+    if result == "infeasible":
+        weights = [dual.inequality, dual.lower, dual.upper]
+        if min(w.min() for w in weights) < 0:
+            return False
+        right = [data["h"], -data["lower"], data["upper"]]
+        if any(np.any((w > 0) & ~np.isfinite(r)) for w, r in zip(weights, right, strict=True)):
+            return False
+        finite = [np.where(w > 0, r, 0.0) for w, r in zip(weights, right, strict=True)]
+        gap = data["b"] @ dual.equality + sum(w @ r for w, r in zip(weights, finite, strict=True))
+        combined = dual.equality @ data["A"] + dual.inequality @ data["G"] - dual.lower + dual.upper
+        return gap < 0 and np.abs(combined).max() <= 1e-3 * -gap
+    descent = data["q"] @ value
+    bad = [
+        np.abs(data["P"] @ value).max(),
+        np.abs(data["A"] @ value).max(),
+        (data["G"] @ value).max(),
+        np.where(np.isfinite(data["lower"]), -value, 0).max(),
+        np.where(np.isfinite(data["upper"]), value, 0).max(),
+    ]
+    return descent < 0 and max(bad) <= 1e-3 * -descent
+
+
+def _with(**changes):
+    data = _program_data(np.random.default_rng(7))
+    return {**data, **changes}
+
+
+def _outcomes():
+    base = _with()
+    inf = np.full(_N, np.inf)
+    flat_row = np.ones((1, _N))
+    duplicated = base["G"].copy()
+    duplicated[1] = duplicated[0]
+    fixed = base["lower"].copy()
+    fixed_upper = base["upper"].copy()
+    fixed[0] = fixed_upper[0] = (fixed[0] + fixed_upper[0]) / 2
+    start = (base["lower"] + base["upper"]) / 2
+    start[0] = fixed[0]
+    crossed = base["lower"].copy()
+    crossed[2] = base["upper"][2] + 1.0
+    return {
+        "infeasible": Expected(
+            _with(A=flat_row, b=np.array([base["upper"].sum() + 5.0])), "infeasible"
+        ),
+        "unbounded": Expected(
+            _with(
+                P=np.zeros((_N, _N)),
+                q=-np.ones(_N),
+                A=np.array([[1.0, -1.0, 0.0, 0.0]]),
+                b=np.zeros(1),
+                G=-np.abs(base["G"]),
+                h=np.ones(_M),
+                lower=np.zeros(_N),
+                upper=inf,
+            ),
+            "unbounded",
+        ),
+        "nan": Expected(_with(q=np.array([0.0, np.nan, 1.0, 0.0])), "nonfinite_input"),
+        "nonconvex": Expected(_with(P=-np.eye(_N)), "nonconvex"),
+        "crossed bounds": Expected(_with(lower=crossed), "infeasible"),
+        "no constraint binds": Expected(
+            _with(h=np.full(_M, np.inf), lower=-inf, upper=inf), "successful"
+        ),
+        "redundant rows": Expected(
+            _with(G=duplicated, h=np.array([base["h"][0], base["h"][0], base["h"][2]])),
+            "successful",
+        ),
+        "fixed variable": Expected(
+            _with(
+                lower=fixed,
+                upper=fixed_upper,
+                b=base["A"] @ start,
+                h=base["G"] @ start + 0.1,
+            ),
+            "successful",
+        ),
+    }
+
+
+def _permuted_program(data, rng):
+    order = rng.permutation(_N)
+    other = {
+        **data,
+        "P": data["P"][order][:, order],
+        "q": data["q"][order],
+        "A": data["A"][:, order],
+        "G": data["G"][:, order],
+        "lower": data["lower"][order],
+        "upper": data["upper"][order],
+    }
+    return other, lambda x: x[np.argsort(order)]
+
+
+def _scaled_rows(data, rng):
+    rows, row = rng.uniform(0.1, 10.0, size=_M), rng.uniform(0.1, 10.0, size=_P)
+    other = {
+        **data,
+        "G": rows[:, None] * data["G"],
+        "h": rows * data["h"],
+        "A": row[:, None] * data["A"],
+        "b": row * data["b"],
+    }
+    return other, lambda x: x
+
+
+def _longer(data, rng, row, right):
+    return {**data, "G": np.concatenate([data["G"], row]), "h": np.append(data["h"], right)}
+
+
+def _duplicated(data, rng):
+    return _longer(data, rng, data["G"][:1], data["h"][0]), lambda x: x
+
+
+def _inactive(data, rng):
+    row = rng.normal(size=(1, _N))
+    reach = np.abs(row[0]) @ np.maximum(np.abs(data["lower"]), np.abs(data["upper"]))
+    return _longer(data, rng, row, reach + 1.0), lambda x: x
+
+
+def quadratic_program(name, solver, **more):
+    more.setdefault("outcomes", _outcomes())
+    return Case(
+        name=name,
+        solver=solver,
+        problem=_program,
+        draw=_program_data,
+        oracle=lambda data: _clarabel(data)[0],
+        optimality=_kkt,
+        certificate=_proves,
+        invariances={
+            "permutation": _permuted_program,
+            "row scaling": _scaled_rows,
+            "duplicated row": _duplicated,
+            "inactive constraint": _inactive,
+        },
+        condition=30.0,
+        **more,
+    )
+
+
+# --- The register --------------------------------------------------------------------------------
+
+_HOST = {
+    "precision": "SciPy works in float64 on the host, whatever the problem's precision",
+    "silence": "a host solver is a callback, and counts as one step",
+    "devices": "shard_map and pmap cannot order callbacks of several devices on one host thread",
+    "transforms": "SciPy's own iterations end by its own tests; agreement is tested in interop",
+}
+_OWN_STOP = {
+    "results": "its own step rule may need more than the hard start allows; tested in interop",
+}
+
+OURS = [
+    minimise("LBFGS", js.LBFGS),
+    minimise("TrustRegionNewton", js.TrustRegionNewton),
+    least_squares("LevenbergMarquardt-Gram", js.LevenbergMarquardt),
+    least_squares("LevenbergMarquardt-QR", lambda: js.LevenbergMarquardt(js.QR())),
+    root("Newton", js.Newton),
+    root("Broyden", js.Broyden),
+    fixed_point("Anderson", js.Anderson),
+    quadratic_program("InteriorPoint", js.InteriorPoint),
+]
+
+_FOREIGN_EXEMPT = {
+    "precision": "the precision of its products is not ours to choose",
+    "devices": "optimistix's and optax's loops fail inside shard_map in the versions installed",
+    "warm_start": "it keeps no state of ours between solves",
+}
+_FOREIGN = {"float32": 1e-4, "float64": 1e-8}
+
+FOREIGN = [
+    minimise(
+        "optimistix-BFGS",
+        lambda: optx.BFGS(rtol=1e-10, atol=1e-10),
+        tolerance=_FOREIGN,
+        exempt=_FOREIGN_EXEMPT | _OWN_STOP,
+    ),
+    minimise("optax-lbfgs", optax.lbfgs, tolerance=_FOREIGN, exempt=_FOREIGN_EXEMPT | _OWN_STOP),
+    minimise(
+        "SciPy-BFGS", lambda: js.Scipy("BFGS"), tolerance=_FOREIGN, exempt=_FOREIGN_EXEMPT | _HOST
+    ),
+]
+
+CASES = OURS + FOREIGN

@@ -7,8 +7,9 @@
 # %%
 import jax
 import jax.numpy as jnp
-import jaxsolve as js
 import matplotlib.pyplot as plt
+
+import jaxsolve as js
 from jaxsolve import linear
 
 # %% [markdown]

@@ -7,8 +7,9 @@
 # %%
 import jax
 import jax.numpy as jnp
-import jaxsolve as js
 import matplotlib.pyplot as plt
+
+import jaxsolve as js
 
 n = 8
 factors = jax.random.normal(jax.random.key(0), (n, 3))

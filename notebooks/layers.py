@@ -8,8 +8,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxsolve as js
 import optax
+
+import jaxsolve as js
 
 # %% [markdown]
 # ## The sparse softmax

@@ -24,6 +24,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+
 import jaxsolve as js
 
 with warnings.catch_warnings():

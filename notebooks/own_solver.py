@@ -7,8 +7,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxsolve as js
 import matplotlib.pyplot as plt
+
+import jaxsolve as js
 
 
 # %%
@@ -70,7 +71,9 @@ assert jnp.allclose(jax.jacrev(minimiser)(a), jax.jacfwd(minimiser)(a), atol=1e-
 
 # %%
 many = jax.random.normal(jax.random.key(0), (500, 2)) * jnp.array([3.0, 0.5])
-solve = jax.jit(jax.vmap(lambda a: js.solve(js.Minimise(cost, a), HeavyBall(), init=a, throw=False)))
+solve = jax.jit(
+    jax.vmap(lambda a: js.solve(js.Minimise(cost, a), HeavyBall(), init=a, throw=False))
+)
 batch = solve(many)
 print(batch.summary())
 plt.hist(batch.stats.steps, bins=30)
@@ -98,7 +101,10 @@ print(js.solve(js.Minimise(cost, a), Boaster(), init=jnp.ones(2), throw=False).s
 
 # %%
 lost = js.solve(
-    js.Minimise(lambda y, _: jnp.sum(y**4)), HeavyBall(step_size=10.0), init=jnp.ones(2), throw=False
+    js.Minimise(lambda y, _: jnp.sum(y**4)),
+    HeavyBall(step_size=10.0),
+    init=jnp.ones(2),
+    throw=False,
 )
 print(lost.summary().splitlines()[0])
 assert lost.result == js.RESULTS.nonfinite_state

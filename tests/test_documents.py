@@ -87,7 +87,9 @@ def run(block: Block, path: Path, namespace: dict) -> None:
         exec(code, namespace)
     if block.printed is not None:
         printed = stream.getvalue()
-        assert same(block.printed, printed), f"{path.name}:{block.line} prints\n{printed}\ninstead of\n{block.printed}"
+        assert same(block.printed, printed), (
+            f"{path.name}:{block.line} prints\n{printed}\ninstead of\n{block.printed}"
+        )
 
 
 @pytest.fixture(autouse=True)

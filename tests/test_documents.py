@@ -1,9 +1,9 @@
 """Every example printed anywhere was executed: README, documents, docstrings.
 
-The Python blocks of a page run from top to bottom in one namespace. A block fenced as `text` straight
-after a Python block is what it prints: `...` stands for anything, spaces do not count, and a number with
-a decimal point is right to three digits. The Python blocks of a docstring run in a namespace that holds jax, jnp, optax and all public names; so do its `>>>`
-lines.
+The Python blocks of a page run from top to bottom in one namespace. A block fenced as `text`
+straight after a Python block is what it prints: `...` stands for anything, spaces do not count, and
+a number with a decimal point is right to three digits. The Python blocks of a docstring run in a
+namespace that holds jax, jnp, optax and all public names; so do its `>>>` lines.
 """
 
 import ast
@@ -12,6 +12,7 @@ import doctest
 import io
 import re
 import textwrap
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,6 +180,15 @@ def test_a_result_code_has_a_page():
         assert any(name in (block.printed or "") for block in blocks(text)), (
             f"docs/results/{name}.md has no executed example that prints {name}"
         )
+
+
+def test_a_public_name_is_in_the_reference():
+    import jaxsolve
+
+    text = "".join(p.read_text() for p in (ROOT / "docs" / "api").glob("*.md"))
+    for name, value in vars(jaxsolve).items():
+        if not name.startswith("_") and not isinstance(value, types.ModuleType):
+            assert re.search(rf"\b{name}\b", text), f"{name} is not in docs/api"
 
 
 def test_the_pages_of_the_site_are_all_in_its_navigation():

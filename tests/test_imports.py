@@ -57,7 +57,7 @@ def imported(path: Path) -> set[str]:
 
 
 def rooms_imported(path: Path) -> set[str]:
-    """The rooms of this package that a file imports from; `jaxsolve` itself counts as `__init__`."""
+    """The rooms that a file imports from; the package itself counts as `__init__`."""
     found = set()
     rooms = {room(p) for p in MODULES} - {"__init__"}
     for module in imported(path):

@@ -118,6 +118,13 @@ class Run:
         self.seed = seed
         self._store, self._progress = store, progress
 
+    def compile(self, stage: str, fn: Callable, *args: Any) -> Callable:
+        """`jax.jit(fn)` compiled for such arguments, so that no timed loop holds a compilation."""
+        self._progress(f"compiling: {stage}", 0, 1)
+        compiled = jax.jit(fn).lower(*args).compile()
+        self._progress(f"compiling: {stage}", 1, 1)
+        return compiled
+
     def loop(
         self,
         stage: str,

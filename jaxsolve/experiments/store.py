@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import zipfile
@@ -59,10 +60,11 @@ class Store:
         arrays: dict[str, Any] = {f"state{i}": np.asarray(x) for i, x in enumerate(leaves)}
         arrays |= {f"record_{name}": x for name, x in self.stacked(records).items()}
         arrays["done"], arrays["seconds"] = np.asarray(done), np.asarray(seconds)
-        part = self.folder / f"{stage}.part"
+        path = self._path(stage)
+        part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(part, self.folder / f"{stage}.npz")
+        os.replace(part, path)
         clock = {"mark": self._mark, "seconds": self.elapsed()}
         write(self.folder / "run.json", json.dumps(clock).encode())
 
@@ -72,7 +74,7 @@ class Store:
         leaves, structure = jax.tree.flatten(start)
         try:
             with (
-                (self.folder / f"{stage}.npz").open("rb") as file,
+                self._path(stage).open("rb") as file,
                 np.load(file, allow_pickle=False) as kept,
             ):
                 found = [kept[f"state{i}"] for i in range(len(leaves))]
@@ -93,6 +95,9 @@ class Store:
         """One array a name, the steps along its first axis."""
         names = records[0] if records else ()
         return {name: np.stack([np.asarray(row[name]) for row in records]) for name in names}
+
+    def _path(self, stage: str) -> Path:
+        return self.folder / (re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-") + ".npz")
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

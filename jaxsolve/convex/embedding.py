@@ -26,7 +26,7 @@ from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, matmul
 from .certificates import separation
-from .interior_point import UNKNOWN, Iterate, active_weight, natural_error
+from .interior_point import UNKNOWN, Iterate, active_weight, less, natural_error
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, solve_lower
 
@@ -93,7 +93,7 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         zero = jnp.zeros_like(reduced.dual_scale)
         none, free = jnp.zeros_like(reduced.gradient), reduced.free
         # Slacks as far away as the limits are on average, multipliers of the gradient's size.
-        size = row_sizes(reduced)
+        size = reduced.sizes
         far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(jnp.sum(reduced.limit != 0), 1)
         far = jnp.maximum(far, 1)
         s, z = jnp.where(free, far * size, 0), jnp.where(free, reduced.dual_scale / size, 0)
@@ -158,8 +158,7 @@ def _step(state: State) -> State:
     active = active_weight(reduced, old)
     true = jnp.where(free, old.z / safe_s, 0)
     exact = jnp.where(polish, active > 0, fixed)
-    ceiling = 1e5 * jnp.where(present, reduced.penalty, 1)
-    full = jnp.where(exact, 1, 1 + true / ceiling)
+    full = jnp.where(exact, 1, 1 + true / reduced.ceiling)
     weight = jnp.where(exact, reduced.penalty, jnp.where(polish, 0, true / full))
     factor = lax.linalg.cholesky(reduced.normal(weight, more), symmetrize_input=False)
     inverse = jnp.where(exact | (true <= 0), 0, 1 / jnp.where(true > 0, true, 1))
@@ -233,7 +232,7 @@ def _step(state: State) -> State:
     best = jnp.minimum(ray_error, trial_error)
     fell = (best <= mark / 2) | (new.tau < 1e-3)
     proved = jnp.where(takes, _proof(reduced, new, bent, row, pushed), proved)
-    aim = jnp.where(polish & (goes == PREDICT), aim * 1e-1, aim)
+    aim = jnp.where(polish & (goes == PREDICT), less(aim), aim)
     levels = [ray_error, trial_error, aim, jnp.where(fell, jnp.minimum(best, mark), mark)]
     levels += [jnp.where(lost & ~polish, more * 100, more)]
     counts = [
@@ -263,16 +262,9 @@ def _as_ray(at: Iterate) -> Float[Array, " n+2m+2"]:
     return Ray(at.v, at.z, at.s, one, 0 * one).pack()
 
 
-def row_sizes(reduced: Reduced) -> Float[Array, " m"]:
-    """The norms of the rows of K; 1 where a row is absent."""
-    eps = jnp.finfo(reduced.limit.dtype).eps
-    square = reduced.curvature * eps**-0.5 / jnp.where(reduced.penalty > 0, reduced.penalty, 1)
-    return jnp.where(reduced.penalty > 0, jnp.sqrt(square), 1)
-
-
 def _proof(reduced: Reduced, ray: Ray, bent, row, pushed) -> Int[Array, ""]:
     """What the iterate proves: as in `certificates.py`, where the problem itself is asked."""
-    size = 1 / row_sizes(reduced)
+    size = 1 / reduced.sizes
     curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
     over = jnp.where(reduced.fixed, jnp.abs(row), jnp.maximum(row, 0)) * size
     miss = largest(jnp.concatenate([bent / _positive(curved), over]))

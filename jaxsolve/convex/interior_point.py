@@ -205,7 +205,9 @@ def _step(state: State) -> State:
 
     safe_s = jnp.where(inside, old.s, 1)
     usual = jnp.where(fixed, reduced.penalty, jnp.where(free, 1, 0))
-    weight = jnp.where(inside, old.z / safe_s, usual)
+    true = jnp.where(inside, old.z / safe_s, 0)
+    full = 1 + true / reduced.ceiling
+    weight = jnp.where(inside, true / full, usual)
     weight = jnp.where(polish, active_weight(reduced, old), weight)
     factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
 
@@ -220,7 +222,7 @@ def _step(state: State) -> State:
     # First solve: the predictor; for a polish, active slacks and inactive multipliers go to zero.
     gap = old.row + old.s - reduced.limit
     active = polish & (weight > 0)
-    centre = jnp.where(active, -weight * old.s, jnp.where(inside | polish, -old.z, 0))
+    centre = jnp.where(active, -weight * old.s, jnp.where(inside | polish, -old.z / full, 0))
     first = direction(old.gradient, gap, centre)
 
     # Second solve: the corrector; for a polish, what the first one left.
@@ -230,7 +232,7 @@ def _step(state: State) -> State:
     ahead = (old.s + reach * first.s) * (old.z + reach * first.z)
     ratio = jnp.sum(jnp.where(inside, ahead, 0)) / rows / jnp.where(mu > 0, mu, 1)
     target = jnp.maximum(jnp.clip(ratio, 0, 1) ** 3 * mu, _floor(reduced))
-    centre = jnp.where(inside, (target - first.s * first.z) / safe_s - old.z, 0)
+    centre = jnp.where(inside, ((target - first.s * first.z) / safe_s - old.z) / full, 0)
     centre = jnp.where(active, -weight * (old.s + first.s), centre)
     second = direction(
         old.gradient + jnp.where(polish, first.gradient, 0), jnp.where(polish, 0, gap), centre
@@ -264,20 +266,25 @@ def _step(state: State) -> State:
     mean = jnp.sum(jnp.where(free, new.s * new.z, 0)) / rows / reduced.dual_scale
     near = jnp.maximum(largest(gap), mean) <= aim
     stays = finite & (tries < TRIES - 1) & (steps > 0)
-    goes = jnp.where(jnp.where(polish, stays, near & finite), POLISH, INTERIOR)
+    # An interior iterate that is lost was as near as it gets: its rows are polished as a last try.
+    goes = jnp.where(jnp.where(polish, stays, near | ~finite), POLISH, INTERIOR)
     goes = jnp.where(polish & (steps == 0), START, goes)
     interior_error = jnp.where(polish, interior_error, error)
     interior_error = jnp.where(finite, interior_error, state.levels[0])
     trial_error = jnp.where(polish & finite, error, trial_error)
     best = jnp.minimum(interior_error, trial_error)
     fell = best <= mark / 2
-    aim = jnp.where(polish & (goes == INTERIOR), aim * 1e-2, aim)
-    slow = jnp.where(fell, 0, slow + 1) + jnp.where(finite, 0, PATIENCE)
+    aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
+    slow = jnp.where(fell, 0, slow + 1) + jnp.where(finite, 0, PATIENCE // 2 + 1)
     counts = [goes, jnp.where(polish, tries + 1, 0), steps + 1, slow]
     return State(
         reduced=reduced,
         interior=jnp.where(finite & ~polish, moved, state.interior),
-        trial=jnp.where(finite & (polish | (goes == POLISH)), moved, state.trial),
+        trial=jnp.where(
+            finite & (polish | (goes == POLISH)),
+            moved,
+            jnp.where(finite | polish, state.trial, state.interior),
+        ),
         factor=factor,
         weight=weight,
         levels=jnp.stack([interior_error, trial_error, aim, jnp.where(fell, best, mark)]),
@@ -290,9 +297,16 @@ def _step(state: State) -> State:
 def natural_error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
     """The natural residual of the reduced program, each part over its scale."""
     slack = (reduced.limit - at.row) / reduced.primal_scale
-    pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / reduced.dual_scale, slack))
+    pushes = largest(jnp.append(at.z * reduced.sizes, 0)) / reduced.size**0.5
+    scale = jnp.maximum(reduced.dual_scale, pushes)
+    pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / scale, slack))
     pair = jnp.where(reduced.penalty > 0, pair, 0)
-    return largest(jnp.concatenate([at.gradient / reduced.dual_scale, pair]))
+    return largest(jnp.concatenate([at.gradient / scale, pair]))
+
+
+def less(aim: Float[Array, ""]) -> Float[Array, ""]:
+    """The accuracy to wait for after a polish that failed."""
+    return aim * (1e-2 if aim.dtype == jnp.float64 else 1e-1)
 
 
 def active_weight(reduced: Reduced, at: Iterate) -> Float[Array, " m"]:

@@ -28,6 +28,7 @@ class Reduced(eqx.Module):
         operator: H over the rows of G basis, over the basis itself where there are bounds.
         gradient: g. push: K'1 over the rows of inequalities.
         limit: e; 0 where a row is absent (an infinite limit).
+        sizes: the norms of the rows of K, 1 where a row is absent.
         penalty: the weight of an active row: large beside H over the row's square; 0 if absent.
         fixed: rows that are equalities (lower = upper).
         dependent: whether rows of A depend on each other, so that the reduction loses solutions.
@@ -42,6 +43,7 @@ class Reduced(eqx.Module):
     gradient: Float[Array, " k"]
     push: Float[Array, " k"]
     limit: Float[Array, " m"]
+    sizes: Float[Array, " m"]
     penalty: Float[Array, " m"]
     fixed: Bool[Array, " m"]
     dependent: Bool[Array, ""]
@@ -63,6 +65,12 @@ class Reduced(eqx.Module):
     def equalities(self) -> int:
         """Equalities that the reduction took."""
         return 0 if self.triangle is None else self.triangle.shape[0]
+
+    @property
+    def ceiling(self) -> Float[Array, " m"]:
+        """The largest weight z/s that a factor takes without breaking down."""
+        above = jnp.finfo(self.penalty.dtype).eps ** -0.3 * self.penalty
+        return jnp.where(self.penalty > 0, above, 1)
 
     @property
     def free(self) -> Bool[Array, " m"]:
@@ -252,6 +260,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         gradient=gradient,
         push=gradient,
         limit=jnp.where(present, limit, 0),
+        sizes=jnp.where(present, jnp.sqrt(square), 1),
         penalty=jnp.where(present, penalty, 0),
         fixed=fixed & present,
         dependent=dependent,

@@ -1,0 +1,163 @@
+"""The interior point and its rescue: against Clarabel and NumPy, in one batch of good and bad lanes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsolve as js
+from jaxsolve.convex import HomogeneousEmbedding, InteriorPoint
+from tests import convex_programs as programs
+
+SOLVERS = {"InteriorPoint": InteriorPoint(), "HomogeneousEmbedding": HomogeneousEmbedding()}
+
+
+def problem(fields):
+    rest = {name: fields[name] for name in programs.FIELDS[2:]}
+    return js.QuadraticProgram(fields["P"], fields["q"], **rest)
+
+
+def name_of(result):
+    code = int(np.asarray(result._value))
+    return next(n for n, item in js.RESULTS._name_to_item.items() if int(item._value) == code)
+
+
+def duals(solution, lane=None):
+    dual = solution.dual
+    parts = (dual.equality, dual.inequality, dual.lower, dual.upper)
+    return [np.asarray(p if lane is None else p[lane]) for p in parts]
+
+
+def batch(many, solver, dtype):
+    run = jax.jit(jax.vmap(lambda fields: js.solve(problem(fields), solver, throw=False)))
+    return run(programs.stacked(many, dtype))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_outcomes_of_one_mixed_batch(solver, dtype, strict):
+    cases = programs.outcomes()
+    solution = batch([data for data, _ in cases.values()], SOLVERS[solver], dtype)
+    goal = {"float32": 2e-3, "float64": 1e-7}[dtype.name]
+    for lane, (name, (data, expected)) in enumerate(cases.items()):
+        result = name_of(jax.tree.map(lambda x: x[lane], solution.result))
+        assert result == expected, name
+        dual, value = duals(solution, lane), np.asarray(solution.value[lane], np.float64)
+        assert value.dtype == np.float64 and solution.value.dtype == dtype
+        if result == "successful":
+            scale = max(1.0, np.abs(data["q"]).max())
+            assert programs.residual(data, value, dual) <= goal * scale, name
+        if result == "infeasible":
+            rest, gap = programs.farkas(data, dual)
+            assert gap < 0 and rest <= -gap * {"float32": 1e-3, "float64": 1e-6}[dtype.name], name
+        if result == "unbounded":
+            small = {"float32": 1e-3, "float64": 1e-6}[dtype.name]
+            assert data["q"] @ value < 0
+            assert np.abs(data["A"] @ value).max() <= -small * (data["q"] @ value)
+
+
+def test_regular_programs_agree_with_clarabel(x64):
+    many = [programs.regular(seed) for seed in range(15)]
+    solution = batch(many, InteriorPoint(), jnp.float64)
+    for lane, data in enumerate(many):
+        assert programs.residual(data, solution.value[lane], duals(solution, lane)) <= 1e-8
+        expected = programs.by_clarabel(data)
+        np.testing.assert_allclose(solution.value[lane], expected, atol=1e-6)
+
+
+def test_derivative_against_the_active_set(x64):
+    many = [programs.regular(seed) for seed in range(15)]
+    cotangent = np.random.default_rng(0).normal(size=programs.SIZE)
+    fields = programs.stacked(many, jnp.float64)
+
+    def value(q, rest):
+        solution = js.solve(problem({**rest, "q": q}), throw=False)
+        return jnp.asarray(cotangent) @ solution.value, solution
+
+    gradient, solution = jax.jit(jax.vmap(jax.grad(value, has_aux=True)))(fields["q"], fields)
+    for lane, data in enumerate(many):
+        dual = duals(solution, lane)
+        expected = programs.active_set_gradient(data, solution.value[lane], dual, cotangent)
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(gradient[lane], expected, atol=1e-6 * scale)
+
+
+def test_derivative_in_every_field_is_the_finite_difference_of_clarabel(x64):
+    data = programs.regular(3)
+    cotangent = np.random.default_rng(1).normal(size=programs.SIZE)
+    fields = {name: jnp.asarray(value) for name, value in data.items()}
+
+    def value(fields):
+        return jnp.asarray(cotangent) @ js.solve(problem(fields)).value
+
+    gradient = jax.grad(value)(fields)
+    rng = np.random.default_rng(2)
+    for name in programs.FIELDS:
+        direction = rng.normal(size=data[name].shape)
+        if name == "P":
+            direction = direction + direction.T
+        step = 1e-5
+        moved = [
+            cotangent @ programs.by_clarabel({**data, name: data[name] + sign * step * direction})
+            for sign in (1, -1)
+        ]
+        expected = (moved[0] - moved[1]) / (2 * step)
+        found = float(np.sum(np.asarray(gradient[name]) * direction))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_lane_that_failed_has_a_nan_derivative_alone(x64):
+    cases = programs.outcomes()
+    names = ["regular", "nan", "contradicting rows", "linear", "fixed"]
+    fields = programs.stacked([cases[name][0] for name in names], jnp.float64)
+
+    def value(q, rest):
+        return jnp.sum(js.solve(problem({**rest, "q": q}), throw=False).value ** 2)
+
+    gradient = jax.vmap(jax.grad(value))(fields["q"], fields)
+    failed = np.isnan(np.asarray(gradient)).any(axis=1)
+    np.testing.assert_array_equal(failed, [False, True, True, False, False])
+
+
+def test_warm_start_ends_within_two_steps(x64):
+    data = {name: jnp.asarray(value) for name, value in programs.regular(4).items()}
+    cold = js.solve(problem(data))
+    warm = js.solve(problem(data), init=cold)
+    assert int(warm.stats.steps) <= 2 < int(cold.stats.steps)
+    np.testing.assert_allclose(warm.value, cold.value, atol=1e-9)
+    moved = js.solve(problem({**data, "q": data["q"] * 1.3}), init=cold)
+    again = js.solve(problem({**data, "q": data["q"] * 1.3}))
+    np.testing.assert_allclose(moved.value, again.value, atol=1e-8)
+
+
+def test_a_row_scaled_permuted_or_added_without_effect_changes_nothing(x64):
+    data = programs.regular(5)
+    plain = js.solve(problem({name: jnp.asarray(value) for name, value in data.items()}))
+    order, scale = np.array([2, 0, 3, 1]), np.array([1e3, 1.0, 1e-2, 10.0])
+    G, h = (data["G"] * scale[:, None])[order], (data["h"] * scale)[order]
+    changed = {name: jnp.asarray(value) for name, value in {**data, "G": G, "h": h}.items()}
+    np.testing.assert_allclose(js.solve(problem(changed)).value, plain.value, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", ["one variable", "bounds", "equalities", "square"])
+def test_programs_of_other_shapes(shape, x64):
+    rng = np.random.default_rng(6)
+    q = jnp.asarray(rng.normal(size=3))
+    if shape == "one variable":
+        solution = js.solve(js.QuadraticProgram(jnp.array([[2.0]]), jnp.array([4.0])))
+        np.testing.assert_allclose(solution.value, [-2.0], atol=1e-10)
+        assert solution.dual == js.Dual()
+    if shape == "bounds":
+        solution = js.solve(js.QuadraticProgram(jnp.eye(3), q, lower=0.0))
+        np.testing.assert_allclose(solution.value, np.maximum(-q, 0), atol=1e-10)
+        np.testing.assert_allclose(solution.dual.lower, np.maximum(q, 0), atol=1e-10)
+    if shape == "equalities":
+        A = jnp.asarray(rng.normal(size=(2, 3)))
+        solution = js.solve(js.QuadraticProgram(jnp.eye(3), q, A=A, b=jnp.ones(2)))
+        system = np.block([[np.eye(3), A.T], [A, np.zeros((2, 2))]])
+        expected = np.linalg.solve(system, np.concatenate([-q, np.ones(2)]))
+        np.testing.assert_allclose(solution.value, expected[:3], atol=1e-10)
+        np.testing.assert_allclose(solution.dual.equality, expected[3:], atol=1e-10)
+    if shape == "square":
+        A = jnp.asarray(rng.normal(size=(3, 3)))
+        solution = js.solve(js.QuadraticProgram(jnp.eye(3), q, A=A, b=jnp.ones(3)))
+        np.testing.assert_allclose(solution.value, np.linalg.solve(A, np.ones(3)), atol=1e-8)

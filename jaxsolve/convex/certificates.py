@@ -18,10 +18,11 @@ def separation(products: Float[Array, " m"], noise: Float[Array, ""]) -> Bool[Ar
 
 
 def proves_infeasible(problem: Any, dual: Dual) -> Bool[Array, ""]:
-    """Whether r = A'y + G'z - w_l + w_u is 0 with z, w >= 0 and b'y + h'z - lower'w_l + upper'w_u < 0.
+    """Whether `dual` is a Farkas certificate: r = A'y + G'z - w_l + w_u is 0 with z, w >= 0 and
+    b'y + h'z - lower'w_l + upper'w_u is negative.
 
-    To rounding: if the second sum is -g < 0, no x with |x|_1 < g / |r| is feasible. That has to be 1e6
-    (1e3) times the data's own distance, the largest |side| / |row| of any constraint.
+    To rounding: if the second sum is -g < 0, no x with |x|_1 < g / |r| is feasible. That has to
+    be 1e6 (1e3) times the data's own distance, the largest |side| / |row| of any constraint.
     """
     rest, products, distances = jnp.zeros_like(problem.q), [problem.q[:0]], [problem.q[:0]]
     signs = jnp.ones_like(problem.q[0], dtype=bool)

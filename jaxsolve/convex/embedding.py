@@ -7,11 +7,11 @@ stay), the embedding asks for x, z, s >= 0 and tau, kappa >= 0 with
 
 It always has a solution with s'z + tau kappa = 0. Where tau > 0, x/tau solves the program; where
 kappa > 0, z proves it infeasible or x unbounded. Nothing has to be known of rank, interior or
-feasibility: it is the rescue of `InteriorPoint`, and slower. Ye, Todd and Mizuno (1994); for quadratic
-objectives Goulart and Chen (2024).
+feasibility: it is the rescue of `InteriorPoint`, and slower. Ye, Todd and Mizuno (1994); for
+quadratic objectives Goulart and Chen (2024).
 
-A step factors P + K' diag(w) K with large weights w on equalities (and a little on the diagonal), and
-refines its solves on the true system. It is one phase of: predictor, corrector, polish.
+A step factors P + K' diag(w) K with large weights w on equalities (and a little on the diagonal),
+and refines its solves on the true system. It is one phase of: predictor, corrector, polish.
 """
 
 from typing import ClassVar
@@ -63,8 +63,8 @@ class State(eqx.Module):
     Attributes:
         ray, trial: packed, the iterate and the last polished point (tau = 1, s its slack).
         second: of the predictor: ds dz, dtau dkappa, and how much to centre.
-        levels: the natural residuals of the two, the accuracy at which a polish is tried, the residual
-            to be halved, and how much more than the least is put on the diagonal.
+        levels: the natural residuals of the two, the accuracy at which a polish is tried, the
+            residual to be halved, and how much more than the least is put on the diagonal.
         counts: phase, polishes in a row, steps, steps without progress, what is proved.
     """
 

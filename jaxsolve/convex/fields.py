@@ -1,4 +1,4 @@
-"""The fields of a quadratic program: what they must look like, and what is made of them at the door."""
+"""The fields of a quadratic program: what they must look like, and the door they come in by."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,8 +1,9 @@
 """Multipliers of a point that came without: least squares with signs.
 
-Of the constraints that are active at x, those multipliers are sought that make the gradient of the
-Lagrangian least, min |g + B'u|^2 with u >= 0 on inequalities, by the primal-dual active-set method:
-solve on the set, then keep the rows whose u is positive and add those along which the residual falls.
+Of the constraints that are active at x, those multipliers are sought that make the gradient of
+the Lagrangian least, min |g + B'u|^2 with u >= 0 on inequalities, by the primal-dual active-set
+method: solve on the set, then keep the rows whose u is positive and add those along which the
+residual falls.
 """
 
 from typing import Any

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions of a point, before complementarity; `terms` are what was added up."""
+    """The optimality conditions before complementarity, and the terms that were added up."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
@@ -45,8 +45,8 @@ class QuadraticProgram(AbstractProblem):
         ```
 
     Args:
-        P: symmetric, positive semidefinite on the null space of A; read as (P + P')/2. Zero makes it
-            a linear program.
+        P: symmetric, positive semidefinite on the null space of A; read as (P + P')/2. Zero makes
+            it a linear program.
         q: the linear term.
         A, b: equalities; rows may be redundant.
         G, h: inequalities; +inf in h is a row without effect.
@@ -156,9 +156,9 @@ class QuadraticProgram(AbstractProblem):
     def residual(self, point: Point) -> Residual:
         """Maximum norms, judged against the size of what was added up to form them.
 
-        The primal scale is max(1, |Ax|, |b|, |Gx|, |x|), with x where there are bounds; the dual one
-        max(1, |Px|, |q|, |A'y|, |G'z|, |w|). Complementarity is max |min(dual, slack)|; each pair is
-        judged by the scale of the smaller of the two, and `scale` says what that came to.
+        The primal scale is max(1, |Ax|, |b|, |Gx|, |x|), with x where there are bounds; the dual
+        one max(1, |Px|, |q|, |A'y|, |G'z|, |w|). Complementarity is max |min(dual, slack)|; each
+        pair is judged by the scale of the smaller of the two, and `scale` says what that came to.
         """
         found = self.conditions(point)
         one = jnp.ones_like(point.primal[0])

@@ -1,6 +1,7 @@
 """A quadratic program on the null space of its equalities.
 
-With A = [L, 0] Q' and Q = [range, basis], every x with Ax = b is x = start + basis v, and the program is
+With A = [L, 0] Q' and Q = [range, basis], every x with Ax = b is x = start + basis v, and the
+program is
 
     minimise  v'Hv/2 + g'v   subject to   Kv <= e.
 
@@ -106,8 +107,8 @@ class Reduced(eqx.Module):
         return matmul(rows, self.operator[self.size :])
 
     def normal(self, weight: Float[Array, " m"], more: Any = 1) -> Float[Array, "k k"]:
-        """H + K' diag(weight) K, and a little on the diagonal, so that a linear program's has a factor;
-        `more` times as much."""
+        """H + K' diag(weight) K, and a little on the diagonal, so that a linear program's has a
+        factor; `more` times as much."""
         count = self.inequalities
         weight = collapse(weight, count, self.bounds, sign=1)
         extra = more * jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(

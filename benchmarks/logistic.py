@@ -148,17 +148,13 @@ def LBFGS_start(data, weights, w):
     return out.ravel()
 
 
-def tuned(name, data, weights, start, gradient_norm):
+def tuned(call, gradient_norm):
     """The loosest tolerance of each peer that reaches the goal, or the tightest."""
-    chosen = {}
+    chosen = {METHODS[0]: GOAL}
     for method in (*METHODS[1:], SCIPY):
         for tolerance in (3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7, 3e-8, 1e-8):
-            if method == SCIPY:
-                run = scipy_solver(data, start, tolerance)
-            else:
-                run = jax.jit(solvers(data, start, tolerance)[method])
             chosen[method] = tolerance
-            if gradient_norm(run(weights)[0]) <= GOAL:
+            if gradient_norm(call(method, tolerance)()[0]) <= GOAL:
                 break
     return chosen
 
@@ -168,12 +164,19 @@ def cell(name: str, dtype, expected):
     data, weights, start = load(name, dtype)
     grad = jax.jit(jax.grad(loss))
     gradient_norm = lambda w: float(jnp.max(jnp.abs(grad(w, (data, weights)))))
-    tolerances = {METHODS[0]: GOAL, **tuned(name, data, weights, start, gradient_norm)}
-    forward = {
-        m: (lambda run=jax.jit(solvers(data, start, tolerances[m])[m]): run(weights))
+    # The tolerance is an argument, so that the search for it compiles once.
+    compiled = {
+        m: jax.jit(lambda tolerance, weights, m=m: solvers(data, start, tolerance)[m](weights))
         for m in METHODS
     }
-    forward[SCIPY] = lambda run=scipy_solver(data, start, tolerances[SCIPY]): run(weights)
+
+    def call(method, tolerance):
+        if method == SCIPY:
+            return lambda run=scipy_solver(data, start, tolerance): run(weights)
+        return lambda: compiled[method](jnp.asarray(tolerance, dtype), weights)
+
+    tolerances = tuned(call, gradient_norm)
+    forward = {m: call(m, tolerances[m]) for m in (*METHODS, SCIPY)}
 
     def backward(method):
         run = solvers(data, start, tolerances[method])[method]

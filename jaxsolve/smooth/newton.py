@@ -3,7 +3,7 @@
     F(y) = 0:   d = -J(y)^{-1} F(y),   y <- y + a d   with   ||F(y + a d)|| <= (1 - c a) ||F(y)||
 
 Where the Jacobian is singular or the search along d fails, d solves the regularised normal
-equations (J'J + m I) d = -J'F instead, with growing m, until that helps.
+equations (J'J + m D) d = -J'F instead, D the diagonal of J'J, with growing m, until that helps.
 """
 
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ _REGULARISATIONS = 12
 
 
 class Factor(AbstractPreconditioner):
-    """The LU factorisation of the Jacobian, or of J'J + m I where J was of no use.
+    """The LU factorisation of the Jacobian, or of J'J + m D where J was of no use.
 
     Attributes:
         jacobian: J.
@@ -47,7 +47,7 @@ class Factor(AbstractPreconditioner):
     def transpose_solve(self, residual: Point) -> Point:
         vector = ravel(residual.primal)
         plain = self._solve(vector, 1)
-        # (J'J + m I)^{-1} J' transposed: the matrix is symmetric.
+        # (J'J + m D)^{-1} J' transposed: the matrix is symmetric.
         regular = matmul(self.jacobian, self._solve(vector, 0))
         out = jnp.where(self.damping > 0, regular, plain)
         return Point(shaper(residual.primal)(out), residual.dual)
@@ -136,7 +136,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
         values = jnp.where(accepted, values, state.values)
         jacobian = jnp.where(accepted, jacobian, state.factor.jacobian)
         grown = jnp.asarray(10.0, old.dtype) ** (regularised - 4).astype(old.dtype)
-        damping = jnp.where(regularised > 0, grown * jnp.sum(jacobian**2), 0.0)
+        damping = jnp.where(regularised > 0, grown, 0.0)
         # A lane alone factors again only where the matrix has changed.
         factor, direction, singular = jax.lax.cond(
             accepted | failed,
@@ -191,8 +191,13 @@ def _solve(
 ) -> tuple[Factor, Vector, Bool[Array, ""]]:
     """The (regularised) Newton direction, and whether the matrix was of no use for it."""
     regularises = damping > 0
-    diagonal = damping * jnp.eye(values.size, dtype=values.dtype)
-    gram = matmul(jacobian.T, jacobian) + diagonal
+    gram = matmul(jacobian.T, jacobian)
+    # Relative to each column, so that an equation that is almost flat still moves.
+    sizes = jnp.diagonal(gram)
+    floor = jnp.maximum(
+        jnp.max(sizes) * jnp.finfo(sizes.dtype).eps ** 2, jnp.finfo(sizes.dtype).tiny
+    )
+    gram = gram + jnp.diag(damping * jnp.maximum(sizes, floor))
     lu, pivots = jax.scipy.linalg.lu_factor(jnp.where(regularises, gram, jacobian))
     factor = Factor(jacobian, lu, pivots, damping)
     direction = -factor.apply(values)

@@ -58,8 +58,9 @@ def test_newton_converges_quadratically():
         problem = Root(lambda x, a: x**3 - a, jnp.asarray([2.0, 5.0, 11.0]))
         out = js.solve(problem, Newton(), jnp.full(3, 2.0), tolerance=1e-12, record=20)
         np.testing.assert_allclose(out.value, np.cbrt([2.0, 5.0, 11.0]), rtol=1e-12)
-        history = out.history[jnp.isfinite(out.history)]
-        assert float(history[-1]) < 1e-3 * float(history[-2]) ** 1.5
+        sizes = [float(x) for x in out.history if 1e-12 < x < 1]
+        assert len(sizes) >= 3
+        assert all(after <= 2 * before**2 for before, after in zip(sizes, sizes[1:], strict=False))
 
 
 def test_large_systems_by_broyden_alone(dtype):

@@ -125,19 +125,25 @@ def _show(console: Any, record: Any) -> None:
     size = "full" if record.full else "quick"
     title = f"{record.experiment} (seed {record.seed}, {size}, {record.seconds:.0f} s)"
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE)
+    methods = {figure.method for figure in record.figures}
     table.add_column("figure")
-    table.add_column("method")
+    if len(methods) > 1:
+        table.add_column("method")
+    else:
+        table.caption, table.caption_justify = escape("".join(methods)), "left"
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("baseline", justify="right", no_wrap=True)
+    table.add_column("better")
     table.add_column("baseline is")
     for figure in record.figures:
         style = {True: "green", False: "red", None: ""}[figure.wins]
         value = escape(shown(figure, figure.value))
         table.add_row(
-            escape(f"{figure.name} ({figure.better} is better)"),
-            escape(figure.method),
+            escape(figure.name),
+            *([escape(figure.method)] if len(methods) > 1 else []),
             f"[{style}]{value}[/]" if style else value,
             escape(shown(figure, figure.baseline)),
+            figure.better,
             escape(figure.source),
         )
     console.print(table)

@@ -72,3 +72,7 @@ def test_without_the_extra(absent):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and 'pip install "jaxsolve[cli]"' in done.stderr
     assert f"({absent} is missing)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_listed_is_what_the_documents_name():
+    assert {"hyperparameters", "svm-layer"} <= set(experiments.experiments())

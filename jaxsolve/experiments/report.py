@@ -37,10 +37,11 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 .wide { overflow-x: auto; margin: 12px 0 }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; line-height: 1.4 }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px }
+thead th { vertical-align: bottom }
 th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 tbody tr:last-child td { border-bottom: 0 }
-.right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-.left { text-align: left }
+.right { text-align: right; font-variant-numeric: tabular-nums } td.right { white-space: nowrap }
+.left { text-align: left } td:first-child { min-width: 150px }
 .good, .bad, .none { display: inline-block; border-radius: 99px; padding: 0 9px; font-size: 13px;
   white-space: nowrap }
 .good { color: var(--good); background: var(--good-soft) }

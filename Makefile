@@ -85,9 +85,9 @@ notebooks: setup ## Convert the notebooks and execute them
 	$(BIN)/python -m pytest -q -n $(WORKERS) --nbmake --nbmake-timeout=600 -p no:cacheprovider build/notebooks
 
 lowest: .venv-lowest/.ready ## The quick tests with the lowest versions that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -q -m "not slow" -W default $(LOWEST)
+	.venv-lowest/bin/python -m pytest -q -n $(WORKERS) -m "not slow" -W default $(LOWEST)
 
-LOWEST := tests/test_imports.py
+LOWEST := tests/test_imports.py tests/core/test_solve.py tests/core/test_linear.py tests/layers
 
 .venv-lowest/.ready: requirements/lowest.txt
 	$(call environment,.venv-lowest,requirements/lowest.txt)

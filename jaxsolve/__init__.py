@@ -43,3 +43,5 @@ from .smooth import (
     Root as Root,
     TrustRegionNewton as TrustRegionNewton,
 )
+
+__version__ = "0.1.0"

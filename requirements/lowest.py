@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = ("cli", "interop", "test")
+TOOLS = ["pytest-xdist>=3.6.1"]
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-requirements = list(project["dependencies"])
+requirements = TOOLS + project["dependencies"]
 for extra in EXTRAS:
     requirements += project["optional-dependencies"][extra]
 for requirement in sorted(set(requirements)):

@@ -94,7 +94,8 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         none, free = jnp.zeros_like(reduced.gradient), reduced.free
         # Slacks as far away as the limits are on average, multipliers of the gradient's size.
         size = reduced.sizes
-        far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(jnp.sum(reduced.limit != 0), 1)
+        count = jnp.sum(jnp.where(reduced.limit != 0, 1 + zero, 0))
+        far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(count, 1)
         far = jnp.maximum(far, 1)
         s, z = jnp.where(free, far * size, 0), jnp.where(free, reduced.dual_scale / size, 0)
         ray = Ray(none, z, s, zero + 1, far * reduced.dual_scale).pack()
@@ -266,7 +267,8 @@ def _proof(reduced: Reduced, ray: Ray, bent, row, pushed) -> Int[Array, ""]:
     """What the iterate proves: as in `certificates.py`, where the problem itself is asked."""
     size = 1 / reduced.sizes
     curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
-    over = jnp.where(reduced.fixed, jnp.abs(row), jnp.maximum(row, 0)) * size
+    over = jnp.where(reduced.free, jnp.maximum(row, 0), 0)
+    over = jnp.where(reduced.fixed, jnp.abs(row), over) * size
     miss = largest(jnp.concatenate([bent / _positive(curved), over]))
     far = 10 * largest(jnp.append(reduced.limit * size, 0))
     infeasible = separation(reduced.limit * ray.z, far * largest(pushed))

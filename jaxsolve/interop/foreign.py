@@ -31,7 +31,7 @@ class ForeignState(eqx.Module):
     Attributes:
         primal: the point that it would return now.
         measure: the problem's relative residual there.
-        best: the least measure so far.
+        best: the measure at the last progress, a tenth at least below the one before.
         idle: steps since the solver made progress, while it says it is done or stands still.
         failure: 0, or the code of the `RESULTS` item that it ended with.
         inner: the solver's own state; `None` in a finished state where it is of no further use.
@@ -96,11 +96,12 @@ def moved(
     same = jnp.ones_like(still)
     for new, old in zip(jax.tree.leaves(primal), jax.tree.leaves(state.primal), strict=True):
         same = same & jnp.all(new == old)
-    waits = (still | same) & ~(measure < 0.9 * state.best)
+    progress = measure < 0.9 * state.best
+    waits = (still | same) & ~progress
     return ForeignState(
         primal,
         measure,
-        jnp.minimum(measure, state.best),
+        jnp.where(progress, measure, state.best),
         jnp.where(waits, state.idle + 1, jnp.zeros_like(state.idle)),
         failure,
         like(inner, state.inner),

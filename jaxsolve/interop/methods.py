@@ -124,7 +124,9 @@ def _constraints(method: str, host: Host) -> list[Any]:
         fn = getattr(host.functions, name)
         if fn is None:
             continue
-        value, jacobian = host.of(fn), host.of(jax.jacobian(fn, argnums=1))
+        # A row without effect (-inf <= 0) must be a number to SciPy.
+        value = host.of(lambda data, x, fn=fn: jnp.maximum(fn(data, x), -1e12))
+        jacobian = host.of(jax.jacobian(fn, argnums=1))
         if method == "SLSQP" or method == "COBYLA":
             # Their inequalities are at least 0, ours at most.
             kind, factor = ("eq", 1.0) if name == "equality" else ("ineq", -1.0)
@@ -156,6 +158,8 @@ def root(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
         "hybr": {"xtol": eps},
         "lm": {"xtol": eps, "ftol": eps, "gtol": 0.0},
         "df-sane": {"fatol": tight, "ftol": 0.0},
+        # Its difference quotients must be wide enough for the function's own precision.
+        "krylov": {"fatol": tight, "jac_options": {"rdiff": eps**0.5}},
     }.get(method, {"fatol": tight})
     options = {**defaults, **options}
     return optimize.root(host.of(fn), host.start, method=method, options=options, **given).x

@@ -1,0 +1,112 @@
+"""Every foreign solver: values, derivatives in both modes, under vmap and jit, in both precisions."""
+
+import warnings
+
+import numpy as np
+import optax
+import optimistix as optx
+import pytest
+
+from jaxsolve.interop import Jaxopt, Scipy
+
+from .problems import check
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import jaxopt
+
+LOOSE = (1e-3, 1e-3)
+"""Tolerances of optimistix that would stop far from our own: they must not decide."""
+
+MINIMISERS = {
+    "optimistix-BFGS": optx.BFGS(*LOOSE),
+    "optimistix-BFGS-direct": optx.BFGS(*LOOSE, use_inverse=False),
+    "optimistix-DFP": optx.DFP(*LOOSE),
+    "optimistix-LBFGS": optx.LBFGS(*LOOSE),
+    "optimistix-GradientDescent": optx.GradientDescent(0.05, *LOOSE),
+    "optimistix-BestSoFarMinimiser": optx.BestSoFarMinimiser(optx.BFGS(*LOOSE)),
+    "optimistix-OptaxMinimiser": optx.OptaxMinimiser(optax.adam(0.05), *LOOSE),
+    "optax-adam": optax.adam(0.05),
+    "optax-lbfgs": optax.lbfgs(),
+    "optax-sgd": optax.sgd(0.05, momentum=0.5),
+    "jaxopt-LBFGS": Jaxopt(jaxopt.LBFGS, history_size=5),
+    "jaxopt-BFGS": Jaxopt(jaxopt.BFGS),
+    "jaxopt-NonlinearCG": Jaxopt(jaxopt.NonlinearCG),
+    "jaxopt-GradientDescent": Jaxopt(jaxopt.GradientDescent, stepsize=0.05, acceleration=False),
+    "jaxopt-OptaxSolver": Jaxopt(jaxopt.OptaxSolver, opt=optax.adam(0.05)),
+    "scipy-CG": Scipy("CG"),
+    "scipy-BFGS": Scipy("BFGS"),
+    "scipy-Newton-CG": Scipy("Newton-CG"),
+    "scipy-L-BFGS-B": Scipy("L-BFGS-B"),
+    "scipy-TNC": Scipy("TNC"),
+    "scipy-SLSQP": Scipy("SLSQP"),
+    "scipy-trust-constr": Scipy("trust-constr"),
+    "scipy-dogleg": Scipy("dogleg"),
+    "scipy-trust-ncg": Scipy("trust-ncg"),
+    "scipy-trust-krylov": Scipy("trust-krylov"),
+    "scipy-trust-exact": Scipy("trust-exact"),
+}
+LEAST_SQUARES = {
+    "optimistix-LevenbergMarquardt": optx.LevenbergMarquardt(*LOOSE),
+    "optimistix-IndirectLevenbergMarquardt": optx.IndirectLevenbergMarquardt(*LOOSE),
+    "optimistix-GaussNewton": optx.GaussNewton(*LOOSE),
+    "optimistix-Dogleg": optx.Dogleg(*LOOSE),
+    "optimistix-BestSoFarLeastSquares": optx.BestSoFarLeastSquares(optx.GaussNewton(*LOOSE)),
+    "optimistix-BFGS": optx.BFGS(*LOOSE),
+    "optax-lbfgs": optax.lbfgs(),
+    "jaxopt-GaussNewton": Jaxopt(jaxopt.GaussNewton),
+    "jaxopt-LevenbergMarquardt": Jaxopt(jaxopt.LevenbergMarquardt),
+    "scipy-trf": Scipy("trf"),
+    "scipy-dogbox": Scipy("dogbox"),
+    "scipy-lm": Scipy("lm"),
+}
+ROOTS = {
+    "optimistix-Newton": optx.Newton(*LOOSE),
+    "optimistix-Chord": optx.Chord(*LOOSE),
+    "optimistix-BestSoFarRootFinder": optx.BestSoFarRootFinder(optx.Newton(*LOOSE)),
+    "optimistix-LevenbergMarquardt": optx.LevenbergMarquardt(*LOOSE),
+    "jaxopt-Broyden": Jaxopt(jaxopt.Broyden),
+    "scipy-hybr": Scipy("hybr"),
+    "scipy-lm": Scipy("lm"),
+    "scipy-broyden1": Scipy("broyden1"),
+    "scipy-krylov": Scipy("krylov"),
+    "scipy-df-sane": Scipy("df-sane"),
+    "scipy-anderson": Scipy("anderson"),
+}
+FIXED_POINTS = {
+    "optimistix-FixedPointIteration": optx.FixedPointIteration(*LOOSE),
+    "optimistix-BestSoFarFixedPoint": optx.BestSoFarFixedPoint(optx.FixedPointIteration(*LOOSE)),
+    "optimistix-Newton": optx.Newton(*LOOSE),
+    "jaxopt-FixedPointIteration": Jaxopt(jaxopt.FixedPointIteration),
+    "jaxopt-AndersonAcceleration": Jaxopt(jaxopt.AndersonAcceleration),
+    "scipy-hybr": Scipy("hybr"),
+}
+CASES = [
+    pytest.param(kind, solver, id=f"{kind}-{name}")
+    for kind, solvers in (
+        ("minimise", MINIMISERS),
+        ("least_squares", LEAST_SQUARES),
+        ("root", ROOTS),
+        ("fixed_point", FIXED_POINTS),
+    )
+    for name, solver in solvers.items()
+]
+
+
+# Their line searches compare function values, which resolve a gradient to half of the digits only:
+# they stall there, and say so.
+HALF_OF_THE_DIGITS = {
+    (optx.DFP, "float32"): 2e-3,
+    (optx.LBFGS, "float32"): 2e-3,
+    (optx.DFP, "float64"): 1e-7,
+}
+
+
+@pytest.mark.parametrize(("kind", "solver"), CASES)
+def test_values_and_derivatives(kind, solver, dtype):
+    check(kind, solver, dtype, HALF_OF_THE_DIGITS.get((type(solver), dtype.name)))
+
+
+@pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA", "COBYQA"])
+def test_methods_without_gradients_reach_half_of_the_digits(method, x64):
+    check("minimise", Scipy(method), np.dtype("float64"), tolerance=1e-6)

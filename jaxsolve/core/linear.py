@@ -20,7 +20,7 @@ from .loop import Program, run
 from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
-from .vectors import HIGHEST, matmul, norm
+from .vectors import HIGHEST, identity, matmul, norm
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -46,7 +46,7 @@ class Operator(NamedTuple):
         """The operator with its matrix, and that matrix."""
         if self.matrix is not None:
             return self, self.matrix
-        matrix = jax.vmap(self.product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+        matrix = jax.vmap(self.product, out_axes=1)(identity(b))
         known = self._replace(
             product=lambda v: matmul(matrix, v),
             transpose=lambda v: matmul(v, matrix),
@@ -221,7 +221,8 @@ class _MinimumNorm(AbstractLinearSolver):
 def default_linear_solver(operator: Operator, size: int) -> AbstractLinearSolver:
     """Refinement with the forward solver's factor; dense where small; CG, MINRES or GMRES else."""
     structure = operator.structure
-    if operator.precondition is not None and size > SMALL:
+    if operator.precondition is not None and size > (64 if structure.definite else SMALL):
+        # A quasi-Newton inverse asks for tens of products; up to 64 unit vectors at once are less.
         return ConjugateGradient() if structure.definite else _Refined()
     if size <= DENSE_LIMIT:
         return Dense()

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from .mesh import vary, varying
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -18,6 +20,11 @@ def ravel(tree: PyTree[Array]) -> Float[Array, " n"]:
 def unraveller(tree: PyTree[Array]) -> Callable[[Float[Array, " n"]], PyTree[Array]]:
     """The function that takes a vector back to the structure of `tree`."""
     return ravel_pytree(tree)[1]
+
+
+def identity(like: Float[Array, " n"]) -> Float[Array, "n n"]:
+    """The unit vectors, a row each, of the size and dtype of `like`, varying over its mesh axes."""
+    return vary(jnp.eye(like.size, dtype=like.dtype), varying(like))
 
 
 def dot(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:

@@ -30,8 +30,8 @@ from .side_by_side import RESULTS, Timing, figure, interleaved, markdown, number
 OURS, BASELINE = "jaxsolve", "qpax"
 FIELDS = ("P", "q", "A", "b", "G", "h")
 GOAL = {"float64": 1e-8, "float32": 1e-4}
-CELLS = ((10, 1), (10, 512), (50, 1), (50, 64), (100, 1), (200, 1), (200, 8))
-FULL = ((10, 64), (50, 512), (100, 64), (200, 64))
+CELLS = ((10, 512), (50, 64), (200, 8))
+FULL = ((10, 1), (10, 64), (50, 1), (50, 512), (100, 1), (100, 64), (200, 1), (200, 64))
 CHECKED = 8
 HOST_LANES = 8
 """Problems that a solver on the host is timed on: it has no batches."""
@@ -322,7 +322,7 @@ def plot(figures) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--full", action="store_true", help="larger batches as well")
+    parser.add_argument("--full", action="store_true", help="all sizes and batches")
     parser.add_argument("--only", type=int, default=None, help="this number of variables alone")
     options = parser.parse_args()
     start = time.perf_counter()

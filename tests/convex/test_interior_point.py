@@ -37,14 +37,15 @@ def batch(many, solver, dtype):
 def test_outcomes_of_one_mixed_batch(solver, dtype, strict):
     cases = programs.outcomes()
     solution = batch([data for data, _ in cases.values()], SOLVERS[solver], dtype)
-    goal = {"float32": 2e-3, "float64": 1e-7}[dtype.name]
+    goal = {"float32": 1e-4, "float64": 1e-8}[dtype.name]
     for lane, (name, (data, expected)) in enumerate(cases.items()):
         result = name_of(jax.tree.map(lambda x: x[lane], solution.result))
         assert result == expected, name
         dual, value = duals(solution, lane), np.asarray(solution.value[lane], np.float64)
         assert value.dtype == np.float64 and solution.value.dtype == dtype
         if result == "successful":
-            scale = max(1.0, np.abs(data["q"]).max())
+            # The size of what is added up in the gradient; 10 for the rounding of the data.
+            scale = 10 * max(1.0, np.abs(data["q"]).max())
             assert programs.residual(data, value, dual) <= goal * scale, name
         if result == "infeasible":
             rest, gap = programs.farkas(data, dual)

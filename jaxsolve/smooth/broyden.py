@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, require, shaper
+from .forms import Scalar, Vector, equations, equations_measure, identity, require, shaper
 from .newton import Newton
 from .problems import FixedPoint, Root
 
@@ -36,11 +36,11 @@ class Jacobian(AbstractStart):
     """The inverse of the Jacobian at the first point; a multiple of 1 where that is singular."""
 
     def init(self, fn: Any, vector: Vector, values: Vector) -> Float[Array, "n n"]:
-        jacobian = jax.jacfwd(fn)(vector)
-        identity = jnp.eye(vector.size, dtype=vector.dtype)
-        inverse = jnp.linalg.solve(jacobian, identity)
-        check = jnp.max(jnp.abs(matmul(jacobian, inverse) - identity))
-        multiple = Multiple().init(fn, vector, values) * identity
+        unit = identity(vector)
+        jacobian = jax.vmap(jax.linearize(fn, vector)[1], out_axes=1)(unit)
+        inverse = jnp.linalg.solve(jacobian, unit)
+        check = jnp.max(jnp.abs(matmul(jacobian, inverse) - unit))
+        multiple = Multiple().init(fn, vector, values) * unit
         return jnp.where(finite(inverse) & (check < 0.1), inverse, multiple)
 
 
@@ -216,7 +216,7 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
         multiple = jnp.where(jnp.isfinite(multiple) & (multiple != 0), multiple, 1.0)
         first = state.inverse.first
         if first.ndim:
-            first = multiple * jnp.eye(vector.size, dtype=vector.dtype)
+            first = multiple * identity(vector)
         else:
             first = multiple.astype(first.dtype)
         inverse = inverse.cleared(forget, first)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import dot, finite, matmul, ravel
-from .forms import Scalar, Vector, blur, gradient_measure, is_lower, require, shaper
+from .forms import Scalar, Vector, blur, gradient_measure, identity, is_lower, require, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20
@@ -272,12 +272,10 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         count = jax.eval_shape(fn, vector).size
         if count >= vector.size:
             residuals, tangent = jax.linearize(fn, vector)
-            basis = jnp.eye(vector.size, dtype=vector.dtype)
-            jacobian = jax.vmap(tangent, out_axes=1)(basis)
+            jacobian = jax.vmap(tangent, out_axes=1)(identity(vector))
         else:
             residuals, pullback = jax.vjp(fn, vector)
-            basis = jnp.eye(count, dtype=residuals.dtype)
-            (jacobian,) = jax.vmap(pullback)(basis)
+            (jacobian,) = jax.vmap(pullback)(identity(residuals))
         gradient = matmul(residuals, jacobian)
         value = 0.5 * dot(residuals, residuals)
         return value, gradient, self.factorisation.reduce(jacobian, residuals)

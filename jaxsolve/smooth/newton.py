@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import finite, largest, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, require, shaper
+from .forms import Scalar, Vector, equations, equations_measure, identity, require, shaper
 from .problems import FixedPoint, Root
 
 _DECREASE = 1e-4
@@ -183,7 +183,7 @@ def _linearise(
     """F and its Jacobian."""
     fn = equations(problem, primal)
     values, tangent = jax.linearize(fn, vector)
-    return values, jax.vmap(tangent, out_axes=1)(jnp.eye(vector.size, dtype=vector.dtype))
+    return values, jax.vmap(tangent, out_axes=1)(identity(vector))
 
 
 def _solve(

@@ -4,10 +4,10 @@ A buffer of W slots is stepped. A lane that is done waits in its slot until a qu
 is free; then those lanes are finished and written back, and waiting lanes take their place:
 
     while lanes are left:                     one pass of the outer loop
-        finish and write back R slots         R = W / 4
-        init R waiting lanes in their place
-        while fewer than R slots are free:    the inner loop
+        init R waiting lanes in empty slots   R = W / 4
+        while fewer than R are done:          the inner loop
             step the W slots
+        finish R lanes and write them back
 
 `init`, `step` and `finish` stand in the program once each, whatever the batch, and the working set
 is W lanes wide. A slot without a live lane steps on a live one's inputs: a dead lane's NaN reaches
@@ -24,6 +24,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from .mesh import vary, varying
+from .packing import packed
+from .vectors import matmul
 
 
 class AbstractLanes(eqx.Module):
@@ -81,9 +83,11 @@ class Batch:
 
     def rows(self, lane: Int[Array, " k"]) -> list[Array]:
         """The rows of the batched operands for lanes numbered `lane`."""
-        index = jnp.unravel_index(lane, self.sizes)
+        index = (lane,) if len(self.sizes) == 1 else jnp.unravel_index(lane, self.sizes)
         return [
-            x[tuple(i for i, present in zip(index, has, strict=True) if present)]
+            x.at[tuple(i for i, present in zip(index, has, strict=True) if present)].get(
+                mode="promise_in_bounds"
+            )
             for x, has in zip(self.operands, self.axes, strict=True)
             if any(has)
         ]
@@ -116,9 +120,9 @@ class Batch:
             self.in_axes[2],
         )
 
-    def step(self, rows: list[Array], carry, done, count, left):
+    def step(self, program, rows: list[Array], carry, done, count, left):
         """One step of the live lanes; the others keep their state. `left(done)`: lanes to go."""
-        program, progress = self.call.program, self.call.progress
+        progress = self.call.progress
         inputs, used = carry, rows
         if program.nested or not isinstance(self.call.lanes, Lockstep):
             live = jnp.argmin(done)
@@ -177,7 +181,7 @@ def together(batch: Batch):
         done = done if unless is None else done | unless[0]
 
         def body(loop):
-            return batch.step(rows, *loop, left=lambda done: jnp.sum(~done))
+            return batch.step(program, rows, *loop, left=lambda done: jnp.sum(~done))
 
         start = (carry, done, batch.counter())
         carry, _, _ = lax.while_loop(lambda loop: ~jnp.all(loop[1]), body, start)
@@ -194,21 +198,32 @@ def together(batch: Batch):
 
 
 class _Slots(NamedTuple):
-    """The queue's state. `lane`: whose the slot is, `size` for nobody's."""
+    """The queue's state.
 
-    rows: list[Array]
+    Attributes:
+        place: whose the slot is, by place in the queue; `size` for nobody's.
+        rank: how many slots up to this one were free at the last service.
+    """
+
     carry: PyTree[Array]
     done: Bool[Array, " slots"]
-    lane: Int[Array, " slots"]
+    place: Int[Array, " slots"]
+    rank: Int[Array, " slots"]
     admitted: Int[Array, ""]
-    retired: Int[Array, ""]
+    left: Int[Array, ""]
     results: PyTree[Array]
     count: Any
 
 
 def queue(batch: Batch):
-    """W slots served from a queue of lanes."""
-    program, size, width = batch.call.program, batch.size, batch.width
+    """W slots served from a queue of lanes.
+
+    XLA's time to compile goes with the number of kernels, some 15 ms each on a CPU: hence the
+    packed state, no conditionals around `init` and `finish` (at the ends of a run they work on some
+    lane again, and that is dropped), and data that are gathered anew for all slots at each service.
+    """
+    program, unpack = packed(batch.call.program)
+    size, width = batch.size, batch.width
     refill = max(1, width // 4)
     unless = batch.unless()
     if unless is None:
@@ -218,88 +233,98 @@ def queue(batch: Batch):
         # Lanes to solve come first; the skipped ones are never admitted.
         order = jnp.argsort(unless[0]).astype(jnp.int32)
         waiting = jnp.sum(~unless[0], dtype=jnp.int32)
-        results = unless[1]
-    waiting = vary(waiting, batch.varying)
+        results = jax.vmap(program.pack_result)(unless[1])
 
-    def init(rows):
-        data, consts, _ = batch.unflatten(rows)
-        return vary(batch.vmap(program.init)(consts, data), batch.varying)
+    def lane(place):
+        return place if order is None else order[place]
 
-    def finish(rows, carry):
-        data, consts, _ = batch.unflatten(rows)
-        return vary(batch.vmap(program.finish, 0)(consts, data, carry), batch.varying)
+    def rows_at(place):
+        return batch.rows(lane(jnp.minimum(place, waiting - 1)))
 
-    def blank(*_):
-        return batch.zeros(program.result, refill)
-
-    def unused(_):
-        return batch.zeros(program.carry, refill), vary(jnp.ones(refill, bool), batch.varying)
-
-    def retire(slots, slot):
-        """Finish the lanes that are done and write them back."""
-        held = slots.done[slot] & (slots.lane[slot] < size)
-        source = jnp.where(held, slot, slot[jnp.argmax(held)])
-        rows, carry = jax.tree.map(lambda x: x[source], (slots.rows, slots.carry))
-        written = lax.cond(jnp.any(held), finish, blank, rows, carry)
-        target = jnp.where(held, slots.lane[slot], size)
+    def admit(slots):
+        """Init R waiting lanes, for as many of the picked slots; these are empty."""
+        queued = slots.admitted + jnp.arange(refill, dtype=jnp.int32)
+        data, consts, _ = batch.unflatten(rows_at(queued))
+        fresh = vary(batch.vmap(program.init)(consts, data), batch.varying)
+        fits = jnp.minimum(refill, waiting - slots.admitted)
+        enters = (slots.place == size) & (slots.rank > 0) & (slots.rank <= fits)
+        rank = jnp.clip(slots.rank - 1, 0, refill - 1)
+        carry, done = _where(enters, _take(fresh, rank), (slots.carry, slots.done))
         return slots._replace(
-            results=_put(slots.results, target, written),
-            lane=slots.lane.at[slot].set(jnp.where(held, size, slots.lane[slot])),
-            retired=slots.retired + jnp.sum(held, dtype=jnp.int32),
+            carry=carry,
+            done=done,
+            place=jnp.where(enters, slots.admitted + rank, slots.place),
+            admitted=slots.admitted + jnp.minimum(fits, slots.rank[-1]),
         )
 
-    def admit(slots, slot):
-        """Init waiting lanes in the free slots."""
-        position = slots.admitted + jnp.arange(refill, dtype=jnp.int32)
-        enters = slots.done[slot] & (position < waiting)
-        # Nobody's place in the batch is the first entering lane's: its data are good.
-        position = jnp.where(enters, position, jnp.minimum(position[0], size - 1))
-        number = position if order is None else order[position]
-        rows = batch.rows(number)
-        carry, done = lax.cond(jnp.any(enters), init, unused, rows)
-        place = jnp.where(enters, slot, width)
+    def retire(slots):
+        """Pick R slots, of lanes that are done or empty; finish the lanes and write them back."""
+        taken = slots.place < size
+        free = slots.done & (taken | (slots.admitted < waiting))
+        rank = _running_count(free)
+        slot = _count(rank <= jnp.arange(refill, dtype=jnp.int32)[:, None])
+        place = _take(slots.place, jnp.minimum(slot, width - 1))
+        held = (slot < width) & (place < size)
+        # Somebody's slot stands in where fewer are done.
+        slot = jnp.where(held, slot, jnp.argmax(taken).astype(jnp.int32))
+        place, carry = _take((slots.place, slots.carry), slot)
+        data, consts, _ = batch.unflatten(rows_at(place))
+        written = vary(batch.vmap(program.finish, 0)(consts, data, carry), batch.varying)
+        target = jnp.where(held, lane(place), size)
         return slots._replace(
-            rows=_put(slots.rows, place, rows),
-            carry=_put(slots.carry, place, carry),
-            done=_put(slots.done, place, done),
-            lane=_put(slots.lane, place, number),
-            admitted=slots.admitted + jnp.sum(enters, dtype=jnp.int32),
+            place=jnp.where(free & (rank <= refill), size, slots.place),
+            rank=rank,
+            left=slots.left - jnp.sum(held, dtype=jnp.int32),
+            results=jax.tree.map(
+                lambda x, row: x.at[target].set(row, mode="drop"), slots.results, written
+            ),
         )
 
     def serve(slots):
-        # Lanes to write back first, then free slots: a slot stays free once its lane has left.
-        held = slots.done & (slots.lane < size)
-        _, slot = lax.top_k(slots.done.astype(jnp.float32) + held.astype(jnp.float32), refill)
-        slots = admit(retire(slots, slot), slot)
-        more = slots.admitted < waiting
-        behind = waiting - slots.admitted
+        slots = admit(slots)
+        behind, rows = waiting - slots.admitted, rows_at(slots.place)
 
         def stepping(loop):
             _, done, _ = loop
             free = jnp.sum(done, dtype=jnp.int32)
-            return (free < width) & ~((free >= refill) & more)
+            return (free < width) & ~((free >= refill) & (behind > 0))
 
         def step(loop):
-            return batch.step(slots.rows, *loop, left=lambda done: behind + jnp.sum(~done))
+            return batch.step(program, rows, *loop, left=lambda done: behind + jnp.sum(~done))
 
         start = (slots.carry, slots.done, slots.count)
         carry, done, count = lax.while_loop(stepping, step, start)
-        return slots._replace(carry=carry, done=done, count=count)
+        return retire(slots._replace(carry=carry, done=done, count=count))
 
+    waiting = vary(waiting, batch.varying)
     start = _Slots(
-        rows=batch.rows(jnp.zeros(width, jnp.int32)),
         carry=batch.zeros(program.carry, width),
         done=jnp.ones(width, bool),
-        lane=jnp.full(width, size, jnp.int32),
+        place=jnp.full(width, size, jnp.int32),
+        rank=jnp.arange(1, width + 1, dtype=jnp.int32),
         admitted=jnp.zeros((), jnp.int32),
-        retired=jnp.zeros((), jnp.int32),
+        left=waiting,
         results=results,
         count=batch.counter(),
     )
     start = vary(start, batch.varying)
-    return lax.while_loop(lambda slots: slots.retired < waiting, serve, start).results
+    end = lax.while_loop(lambda slots: slots.left > 0, serve, start)
+    return jax.vmap(unpack)(end.results)
 
 
-def _put(tree: PyTree[Array], place: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
-    """Write rows at `place`; those placed past the end are dropped."""
-    return jax.tree.map(lambda x, row: x.at[place].set(row, mode="drop"), tree, rows)
+def _running_count(mask: Bool[Array, " k"]) -> Int[Array, " k"]:
+    """How many are set up to each, itself included."""
+    if mask.size > 512:
+        return jnp.cumsum(mask, dtype=jnp.int32)
+    number = jnp.arange(mask.size, dtype=jnp.int32)
+    return _count(mask & (number <= number[:, None]))
+
+
+def _count(mask: Bool[Array, "k n"]) -> Int[Array, " k"]:
+    """How many of each row are set. A product: XLA makes three kernels of a sum on a CPU."""
+    ones = jnp.ones(mask.shape[1], jnp.float32)
+    return matmul(mask.astype(jnp.float32), ones).astype(jnp.int32)
+
+
+def _take(tree: PyTree[Array], index: Int[Array, " k"]) -> PyTree[Array]:
+    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), tree)

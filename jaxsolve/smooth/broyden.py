@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import dot, finite, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, identity, require, shaper
+from ..core.vectors import dot, finite, identity, matmul, norm, ravel
+from .forms import Scalar, Vector, equations, equations_measure, require, shaper
 from .newton import Newton
 from .problems import FixedPoint, Root
 

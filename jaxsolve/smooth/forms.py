@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.mesh import vary, varying
 from ..core.problem import AbstractProblem
 from ..core.vectors import largest, ravel
 from .problems import AbstractSmooth, FixedPoint, LeastSquares
@@ -75,11 +74,6 @@ def equations_measure(problem: AbstractSmooth, vector: Vector, values: Vector) -
     if isinstance(problem, FixedPoint):
         return largest(values) / jnp.maximum(largest(vector), 1.0)
     return largest(values)
-
-
-def identity(vector: Vector) -> Float[Array, "n n"]:
-    """The unit vectors of the space of `vector`, on the mesh as it is: tangents must vary alike."""
-    return vary(jnp.eye(vector.size, dtype=vector.dtype), varying(vector))
 
 
 def shaper(primal: PyTree[Array]) -> Callable[[Vector], PyTree[Array]]:

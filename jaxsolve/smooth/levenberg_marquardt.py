@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
-from ..core.vectors import dot, finite, matmul, ravel
-from .forms import Scalar, Vector, blur, gradient_measure, identity, is_lower, require, shaper
+from ..core.vectors import dot, finite, identity, matmul, ravel
+from .forms import Scalar, Vector, blur, gradient_measure, is_lower, require, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
-from ..core.vectors import finite, largest, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, identity, require, shaper
+from ..core.vectors import finite, identity, largest, matmul, norm, ravel
+from .forms import Scalar, Vector, equations, equations_measure, require, shaper
 from .problems import FixedPoint, Root
 
 _DECREASE = 1e-4

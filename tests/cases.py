@@ -2,6 +2,7 @@
 
 import clarabel
 import jax.numpy as jnp
+import jaxopt
 import numpy as np
 import optax
 import optimistix as optx
@@ -9,7 +10,7 @@ import scipy.optimize
 import scipy.sparse
 
 import jaxsolve as js
-from jaxsolve.testing import Case, Expected
+from jaxsolve.testing import Case, Degenerate, Expected
 
 # --- Smooth families ---------------------------------------------------------------------------
 
@@ -21,6 +22,12 @@ def _draw(rng):
 _HARD = {"shift": np.array([40.0, -30.0, 2.0]), "weight": np.array([0.5, 2.0, 1.0])}
 _NAN = {"shift": np.array([1.0, np.nan, 0.0]), "weight": np.ones(3)}
 _SMOOTH_OUTCOMES = {"hard": Expected(_HARD, "successful"), "nan": Expected(_NAN, "nonfinite_input")}
+
+
+# Solutions at 0, found at once: a singular Hessian, Jacobian of the equations, of the map.
+_FLAT = {"valley": Degenerate({"shift": np.zeros(3), "weight": np.zeros(3)}, "finite")}
+_SINGULAR = {"fold": Degenerate({"shift": np.zeros(3), "weight": np.full(3, -0.9)}, "finite")}
+_UNIT = {"unit slope": Degenerate({"shift": np.zeros(3), "weight": np.full(3, 1.5)}, "finite")}
 
 
 def _permuted(data, rng):
@@ -52,6 +59,7 @@ def minimise(name, solver, **more):
         oracle=lambda data: _root(lambda y: _gradient(data, y), np.zeros(3)),
         optimality=lambda data, y, dual: np.abs(_gradient(data, y)).max(),
         outcomes=_SMOOTH_OUTCOMES,
+        degenerate=_FLAT,
         invariances={"permutation": _permuted},
         **more,
     )
@@ -75,6 +83,7 @@ def root(name, solver, **more):
         oracle=lambda data: _root(lambda y: _equations_numpy(data, y), np.zeros(3)),
         optimality=lambda data, y, dual: np.abs(_equations_numpy(data, y)).max(),
         outcomes={"nan": Expected(_NAN, "nonfinite_input")},
+        degenerate=_SINGULAR,
         invariances={"permutation": _permuted},
         **more,
     )
@@ -100,6 +109,7 @@ def fixed_point(name, solver, **more):
             np.abs(y - _map_numpy(data, y)).max() / max(1.0, np.abs(y).max())
         ),
         outcomes={"nan": Expected(_NAN, "nonfinite_input")},
+        degenerate=_UNIT,
         invariances={"permutation": _permuted},
         **more,
     )
@@ -122,13 +132,16 @@ def _misfit_numpy(data, y):
     return y[0] * np.exp(-y[1] * _TIMES) - data["seen"]
 
 
+def _misfit_jacobian(y):
+    decay = np.exp(-y[1] * _TIMES)
+    return np.stack([decay, -y[0] * _TIMES * decay], axis=1)
+
+
 def _misfit_gradient(data, value, dual):
     y = np.array([float(value["height"]), float(value["rate"])])
     residuals = _misfit_numpy(data, y)
-    decay = np.exp(-y[1] * _TIMES)
-    jacobian = np.stack([decay, -y[0] * _TIMES * decay], axis=1)
     size = max(1.0, np.sqrt(residuals @ residuals))
-    return np.abs(jacobian.T @ residuals).max() / size
+    return np.abs(_misfit_jacobian(y).T @ residuals).max() / size
 
 
 def least_squares(name, solver, **more):
@@ -144,7 +157,12 @@ def least_squares(name, solver, **more):
         },
         oracle=lambda data: (
             scipy.optimize.least_squares(
-                lambda y: _misfit_numpy(data, y), np.ones(2), "3-point", xtol=1e-15, gtol=1e-15
+                lambda y: _misfit_numpy(data, y),
+                np.ones(2),
+                _misfit_jacobian,
+                xtol=1e-15,
+                ftol=1e-15,
+                gtol=1e-15,
             ).x
         ),
         optimality=_misfit_gradient,
@@ -160,18 +178,25 @@ _FIELDS = ("A", "b", "G", "h", "lower", "upper")
 
 
 def _program(data):
-    return js.QuadraticProgram(data["P"], data["q"], **{k: data[k] for k in _FIELDS})
+    return js.QuadraticProgram(data["P"], data["q"], **{k: data[k] for k in _FIELDS if k in data})
+
+
+def _filled(data):
+    """The data with all fields: no rows, and infinite bounds, for those that are absent."""
+    n = data["q"].size
+    none, inf = {"A": np.zeros((0, n)), "b": np.zeros(0)}, np.full(n, np.inf)
+    none |= {"G": np.zeros((0, n)), "h": np.zeros(0), "lower": -inf, "upper": inf}
+    return none | data
 
 
 def _clarabel(data):
+    data = _filled(data)
     n = data["q"].size
     low, high = np.isfinite(data["lower"]), np.isfinite(data["upper"])
     rows = [data["A"], data["G"], -np.eye(n)[low], np.eye(n)[high]]
     right = [data["b"], data["h"], -data["lower"][low], data["upper"][high]]
-    cones = [
-        clarabel.ZeroConeT(data["b"].size),
-        clarabel.NonnegativeConeT(data["h"].size + int(low.sum() + high.sum())),
-    ]
+    counts = [data["b"].size, data["h"].size + int(low.sum() + high.sum())]
+    cones = [c(n) for c, n in zip(_CONES, counts, strict=True) if n]
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
@@ -186,7 +211,10 @@ def _clarabel(data):
     return np.array(solution.x), np.array(solution.z), np.array(solution.s)
 
 
-def _program_data(rng):
+_CONES = (clarabel.ZeroConeT, clarabel.NonnegativeConeT)
+
+
+def _program_data(rng, keep=_FIELDS):
     """Strictly convex, with active and inactive constraints and strict complementarity."""
     while True:
         factor = rng.normal(size=(_N, _N))
@@ -202,23 +230,31 @@ def _program_data(rng):
             "lower": x - rng.uniform(0.2, 1.0, size=_N),
             "upper": x + rng.uniform(0.2, 1.0, size=_N),
         }
+        data = {k: v for k, v in data.items() if k in ("P", "q", *keep)}
+        if "h" not in data and "lower" not in data:
+            return data
         _, z, s = _clarabel(data)
-        active = z[_P:] > s[_P:]
-        if np.maximum(z, s)[_P:].min() > 0.05 and 0 < active.sum() < _N - _P:
+        equalities = _P if "b" in data else 0
+        z, s = z[equalities:], s[equalities:]
+        if np.maximum(z, s).min() > 0.05 and 0 < (z > s).sum() < _N - equalities:
             return data
 
 
 def _kkt(data, x, dual):
     """The natural residuals, over 1 + the largest term (at most 1 is asked of each)."""
+    data = _filled(data)
+    zeros = js.Dual(np.zeros_like(data["b"]), np.zeros_like(data["h"]), 0 * x, 0 * x)
+    names = ("equality", "inequality", "lower", "upper")
+    given = {k: getattr(dual, k) for k in names if getattr(dual, k) is not None}
+    y, z, below, above = ({k: getattr(zeros, k) for k in names} | given).values()
     P = (data["P"] + data["P"].T) / 2
-    terms = [P @ x, data["q"], dual.equality @ data["A"], dual.inequality @ data["G"]]
-    terms += [-dual.lower, dual.upper]
-    gradient = sum(terms)
+    terms = [P @ x, data["q"], y @ data["A"], z @ data["G"], -below, above]
     size = 1 + max(np.abs(t).max() for t in terms)
     slack = [data["h"] - data["G"] @ x, x - data["lower"], data["upper"] - x]
-    pairs = zip((dual.inequality, dual.lower, dual.upper), slack, strict=True)
-    natural = max(np.abs(np.minimum(z, s)).max() for z, s in pairs)
-    return max(np.abs(gradient).max() / size, np.abs(data["A"] @ x - data["b"]).max(), natural)
+    pairs = zip((z, below, above), slack, strict=True)
+    natural = max(np.abs(np.minimum(w, s)).max(initial=0) for w, s in pairs)
+    equality = np.abs(data["A"] @ x - data["b"]).max(initial=0)
+    return max(np.abs(sum(terms)).max() / size, equality, natural)
 
 
 def _proves(data, value, dual, result):
@@ -301,6 +337,20 @@ def _outcomes():
     }
 
 
+def _degenerate():
+    """A constraint that touches the solution without a force, and one that is there twice."""
+    wide = _with(lower=np.full(_N, -10.0), upper=np.full(_N, 10.0), h=np.full(_M, 10.0))
+    touched = wide["h"].copy()
+    touched[0] = wide["G"][0] @ _clarabel(wide)[0]
+    twice = wide["G"].copy()
+    twice[1] = twice[0]
+    pushed = np.array([touched[0] - 0.3, touched[0] - 0.3, 10.0])
+    return {
+        "weakly active": Degenerate({**wide, "h": touched}, "finite"),
+        "active twice": Degenerate({**wide, "G": twice, "h": pushed}, "finite"),
+    }
+
+
 def _permuted_program(data, rng):
     order = rng.permutation(_N)
     other = {
@@ -350,6 +400,7 @@ def quadratic_program(name, solver, **more):
         draw=_program_data,
         oracle=lambda data: _clarabel(data)[0],
         optimality=_kkt,
+        degenerate=_degenerate(),
         certificate=_proves,
         invariances={
             "permutation": _permuted_program,
@@ -362,17 +413,32 @@ def quadratic_program(name, solver, **more):
     )
 
 
-# --- The register --------------------------------------------------------------------------------
+def partial_program(name, solver, *keep, **more):
+    """A quadratic program without the other fields."""
+    nan = _program_data(np.random.default_rng(7), keep) | {"q": np.full(_N, np.nan)}
+    return Case(
+        name=name,
+        solver=solver,
+        problem=_program,
+        draw=lambda rng: _program_data(rng, keep),
+        oracle=_stationary if not {"h", "lower"} & set(keep) else lambda d: _clarabel(d)[0],
+        optimality=_kkt,
+        outcomes={"nan": Expected(nan, "nonfinite_input")},
+        condition=30.0,
+        **more,
+    )
 
-_HOST = {
-    "precision": "SciPy works in float64 on the host, whatever the problem's precision",
-    "silence": "a host solver is a callback, and counts as one step",
-    "devices": "shard_map and pmap cannot order callbacks of several devices on one host thread",
-    "transforms": "SciPy's own iterations end by its own tests; agreement is tested in interop",
-}
-_OWN_STOP = {
-    "results": "its own step rule may need more than the hard start allows; tested in interop",
-}
+
+def _stationary(data):
+    """Without inequalities: one linear system."""
+    data = _filled(data)
+    A = data["A"]
+    corner = np.zeros((A.shape[0], A.shape[0]))
+    matrix = np.block([[data["P"], A.T], [A, corner]])
+    return np.linalg.solve(matrix, np.append(-data["q"], data["b"]))[:_N]
+
+
+# --- The register --------------------------------------------------------------------------------
 
 OURS = [
     minimise("LBFGS", js.LBFGS),
@@ -385,11 +451,29 @@ OURS = [
     quadratic_program("InteriorPoint", js.InteriorPoint),
 ]
 
-_FOREIGN_EXEMPT = {
-    "precision": "the precision of its products is not ours to choose",
-    "devices": "optimistix's and optax's loops fail inside shard_map in the versions installed",
-    "warm_start": "it keeps no state of ours between solves",
+VARIANTS = [
+    partial_program("InteriorPoint-free", js.InteriorPoint),
+    partial_program("InteriorPoint-equalities", js.InteriorPoint, "A", "b"),
+    partial_program("InteriorPoint-rows", js.InteriorPoint, "G", "h"),
+    partial_program("InteriorPoint-box", js.InteriorPoint, "lower", "upper"),
+]
+"""Further problems of our solvers."""
+
+_PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"
+_MESH = "optimistix's, optax's and jaxopt's loops fail inside shard_map in the versions installed"
+_STATE = "it keeps no state of ours between solves"
+_OWN_STOP = "its own step rule may need more than the hard start allows; tested in interop"
+_HOST = {
+    "programs": "SciPy works in float64 on the host, by a callback",
+    "progress": "a host solver is a callback, and counts as one step",
+    "devices": "shard_map and pmap cannot order callbacks of several devices on one host thread",
+    "transforms": "SciPy's own iterations end by its own tests; agreement is tested in interop",
+    "bad_lanes": "SciPy's own iterations end by its own tests; agreement is tested in interop",
+    "warm_start": _STATE,
+    "exported": "jax.export refuses programs with host callbacks",
+    "results": "a host solver counts as one step, which is its limit of steps",
 }
+_COMPILED = {"programs": _PRODUCTS, "devices": _MESH, "warm_start": _STATE, "results": _OWN_STOP}
 _FOREIGN = {"float32": 1e-4, "float64": 1e-8}
 
 FOREIGN = [
@@ -397,12 +481,34 @@ FOREIGN = [
         "optimistix-BFGS",
         lambda: optx.BFGS(rtol=1e-10, atol=1e-10),
         tolerance=_FOREIGN,
-        exempt=_FOREIGN_EXEMPT | _OWN_STOP,
+        exempt=_COMPILED,
     ),
-    minimise("optax-lbfgs", optax.lbfgs, tolerance=_FOREIGN, exempt=_FOREIGN_EXEMPT | _OWN_STOP),
-    minimise(
-        "SciPy-BFGS", lambda: js.Scipy("BFGS"), tolerance=_FOREIGN, exempt=_FOREIGN_EXEMPT | _HOST
+    root(
+        "optimistix-Newton",
+        lambda: optx.Newton(rtol=1e-10, atol=1e-10),
+        tolerance=_FOREIGN,
+        exempt=_COMPILED,
+    ),
+    least_squares(
+        "optimistix-LevenbergMarquardt",
+        lambda: optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10),
+        tolerance=_FOREIGN,
+        exempt=_COMPILED,
+    ),
+    minimise("optax-lbfgs", optax.lbfgs, tolerance=_FOREIGN, exempt=_COMPILED),
+    minimise("jaxopt-LBFGS", lambda: js.Jaxopt(jaxopt.LBFGS), tolerance=_FOREIGN, exempt=_COMPILED),
+    minimise("SciPy-BFGS", lambda: js.Scipy("BFGS"), tolerance=_FOREIGN, exempt=_HOST),
+    quadratic_program(
+        "SciPy-SLSQP",
+        lambda: js.Scipy("SLSQP"),
+        tolerance={"float32": 1e-3, "float64": 1e-6},
+        outcomes={},
+        exempt=_HOST
+        | {
+            "degenerate": "its multipliers at degenerate points are the problem's least squares",
+            "invariance": "SLSQP ends by its own tests, which are not invariant",
+        },
     ),
 ]
 
-CASES = OURS + FOREIGN
+CASES = OURS + VARIANTS + FOREIGN

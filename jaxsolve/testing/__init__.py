@@ -8,5 +8,5 @@ Describe a family of problems with an oracle that is not yours as a `Case`, and 
         check(case, "float64")
 """
 
-from .case import Case as Case, Expected as Expected
+from .case import Case as Case, Degenerate as Degenerate, Expected as Expected
 from .checks import CHECKS as CHECKS, check_solver as check_solver

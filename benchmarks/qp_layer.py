@@ -335,22 +335,26 @@ def main() -> None:
                     continue
                 more_rows, more_figures = cell(n, lanes, dtype)
                 rows, figures = rows + more_rows, figures + more_figures
+                save(rows, figures, time.perf_counter() - start, options.full)
+    print((RESULTS / "qp_layer.md").read_text())
+
+
+def save(rows, figures, seconds: float, full: bool) -> None:
+    """What has been measured so far: a long run that is cut short leaves its cells."""
     header = ["problem", "method", "forward us", "qpax's over it", "worst residual", "both us"]
     header += ["both over forward", "gradient error", "compile s", "compile both s"]
     text = "# Quadratic programs as a layer\n\n" + __doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
-    table = text + "\n\n" + markdown(header, rows)
     packages = ("jaxsolve", "jax", *(p for p in ("qpax", "jaxopt", "mpax") if _installed(p)))
     write(
         "qp_layer",
         figures,
-        table,
-        seconds=time.perf_counter() - start,
+        text + "\n\n" + markdown(header, rows),
+        seconds=seconds,
         dtype="float64 and float32",
         packages=packages,
-        full=options.full,
+        full=full,
     )
     plot(figures)
-    print(table)
 
 
 def _installed(name: str) -> bool:

@@ -23,8 +23,6 @@ export JUPYTER_PLATFORM_DIRS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-# What `make check` runs: the parts that need no, or few, compiled programs.
-FAST := tests/test_imports.py tests/test_packaging.py
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -50,7 +48,7 @@ demo: setup ## The main job on real data, and its report
 	@$(BIN)/jaxsolve report --out $(OUT)
 
 check: lint ## Lint and the quickest tests, under 3 minutes
-	$(PYTEST) -q -m "not slow" $(FAST)
+	$(PYTEST) -q -m fast
 
 test: setup ## All but the slow tests, under 20 minutes
 	$(PYTEST) -m "not slow"

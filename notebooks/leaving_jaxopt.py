@@ -117,7 +117,9 @@ assert float(error) / scale < 1e-3
 # `Jaxopt(cls, **settings)` runs it inside `solve`: with the verdict, the result codes and the derivative of ours.
 
 # %%
-solution = js.solve(js.Minimise(cost, a), js.Jaxopt(jaxopt.BFGS, maxiter=200), init=start)
+solution = js.solve(
+    js.Minimise(cost, a), js.Jaxopt(jaxopt.BFGS, linesearch="backtracking"), init=start
+)
 print(solution.summary())
 
 # %% [markdown]

@@ -101,6 +101,7 @@ def precision():
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.mark.fast
 def test_the_comparison_can_fail():
     assert same("[0.25 1.]\nok ...", "[ 0.2500001  1.0000000e+00]\nok then")
     assert not same("[0.25 1.]", "[0.25 1.01]")
@@ -113,9 +114,16 @@ def with_code(path: Path) -> bool:
     return bool(blocks(path.read_text()))
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in PAGES if with_code(p)], ids=lambda p: str(p.relative_to(ROOT))
-)
+FAST = {"README.md"}
+
+
+def pages() -> list:
+    found = [p for p in PAGES if with_code(p)]
+    marks = {p: [pytest.mark.fast] if p.name in FAST else [] for p in found}
+    return [pytest.param(p, marks=marks[p], id=str(p.relative_to(ROOT))) for p in found]
+
+
+@pytest.mark.parametrize("path", pages())
 def test_page(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": path.stem}
@@ -123,6 +131,7 @@ def test_page(path, tmp_path, monkeypatch):
         run(block, path, namespace)
 
 
+@pytest.mark.fast
 def test_the_first_example_of_the_readme_has_ten_lines():
     first = blocks((ROOT / "README.md").read_text())[0]
     lines = [line for line in first.code.splitlines() if line.strip()]
@@ -169,6 +178,7 @@ def test_docstring(path, name, text):
         assert runner.failures == 0, report.getvalue()
 
 
+@pytest.mark.fast
 def test_a_result_code_has_a_page():
     from jaxsolve import RESULTS
 
@@ -182,6 +192,7 @@ def test_a_result_code_has_a_page():
         )
 
 
+@pytest.mark.fast
 def test_a_public_name_is_in_the_reference():
     import jaxsolve
 
@@ -191,6 +202,7 @@ def test_a_public_name_is_in_the_reference():
             assert re.search(rf"\b{name}\b", text), f"{name} is not in docs/api"
 
 
+@pytest.mark.fast
 def test_the_pages_of_the_site_are_all_in_its_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     for path in PAGES[1:]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 PACKAGE = Path(__file__).parents[1] / "jaxsolve"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,7 +1,9 @@
 """What the comparisons share: interleaved timings, and one form of results.
 
-Timings of a shared machine drift, so that all methods of a cell take turns and the median of the
-turns is kept: read ratios.
+Timings of a shared machine drift: all methods of a cell take turns, and the median of the turns is
+kept. Beside the clock stands the CPU time of the process (all its threads), which on one idle core
+is the same and on a shared machine leaves out the waiting. For it to mean that, pin the process to
+one core: `taskset -c 0 python -m ...`.
 """
 
 import json
@@ -19,11 +21,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """Milliseconds a call (median of the turns), seconds of the first call, and its result."""
+    """Milliseconds a call by the clock and of CPU time (medians), seconds of the first call, and
+    its result."""
 
     milliseconds: float
     first_seconds: float
     out: Any
+    cpu: float
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], turns: int = 7) -> dict[str, Timing | str]:
@@ -45,16 +49,20 @@ def interleaved(calls: dict[str, Callable[[], Any]], turns: int = 7) -> dict[str
         start = time.perf_counter()
         jax.block_until_ready(calls[name]())
         repeats[name] = max(1, min(50, int(0.02 / max(time.perf_counter() - start, 1e-6))))
-    spent: dict[str, list[float]] = {name: [] for name in outs}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in outs}
     for _ in range(turns):
         for name in outs:
-            start = time.perf_counter()
+            start = time.process_time(), time.perf_counter()
             for _ in range(repeats[name]):
                 jax.block_until_ready(calls[name]())
-            spent[name].append((time.perf_counter() - start) / repeats[name])
-    timed = {
-        name: Timing(1e3 * float(np.median(spent[name])), first[name], outs[name]) for name in outs
-    }
+            ends = time.process_time(), time.perf_counter()
+            spent[name].append(
+                tuple((b - a) / repeats[name] for a, b in zip(start, ends, strict=True))
+            )
+    timed = {}
+    for name in outs:
+        cpu, clock = 1e3 * np.median(spent[name], axis=0)
+        timed[name] = Timing(float(clock), first[name], outs[name], float(cpu))
     return {name: timed.get(name, failed.get(name, "")) for name in calls}
 
 

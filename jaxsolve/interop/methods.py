@@ -101,6 +101,7 @@ def minimise(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
 def _options(method: str, host: Host) -> dict[str, Any]:
     """Tolerances as tight as the dtype allows, under the name that each method has for them."""
     tight, eps, n = host.tight, host.eps, host.start.size
+    barrier = host.functions.inequality is not None or host.functions.bounds is not None
     return {
         "Nelder-Mead": {"xatol": tight, "fatol": tight, "maxfev": 2000 * n},
         "Powell": {"xtol": tight, "ftol": eps},
@@ -110,7 +111,10 @@ def _options(method: str, host: Host) -> dict[str, Any]:
         "COBYLA": {"tol": tight},
         "COBYQA": {"final_tr_radius": tight},
         "SLSQP": {"ftol": eps},
-        "trust-constr": {"gtol": tight, "xtol": eps, "barrier_tol": tight},
+        # With inequalities `gtol` is met long before the barrier is gone.
+        "trust-constr": {"gtol": 0.0, "xtol": tight, "barrier_tol": tight}
+        if barrier
+        else {"gtol": tight, "xtol": eps},
         # Its inner solver returns NaN at a gradient that is zero to rounding.
         "trust-krylov": {"gtol": eps**0.6},
     }.get(method, {"gtol": tight})

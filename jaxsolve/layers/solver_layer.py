@@ -21,8 +21,8 @@ class SolverLayer(eqx.Module):
     """The solution of a problem, as a function of what the problem is made of.
 
     One input, no batch axis: `jax.vmap` adds it. Nothing is raised where a solve fails, eager or
-    compiled: a network's output is data. There the value is the last point found, and its derivative
-    NaN in that lane alone. To see the result, call `solve(layer.problem_fn(*inputs))` yourself.
+    compiled: a network's output is data. There the value is the last point found, and its
+    derivative NaN in that lane alone. To see the result, `solve` the `problem_fn` yourself.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""Every foreign solver: values, derivatives in both modes, under vmap and jit, in both precisions."""
+"""Every foreign solver: values and derivatives in both modes, under vmap and jit."""
 
 import warnings
 
@@ -81,8 +81,27 @@ FIXED_POINTS = {
     "jaxopt-AndersonAcceleration": Jaxopt(jaxopt.AndersonAcceleration),
     "scipy-hybr": Scipy("hybr"),
 }
+FAST = {
+    "minimise-optimistix-BFGS",
+    "minimise-optax-lbfgs",
+    "minimise-jaxopt-LBFGS",
+    "minimise-scipy-BFGS",
+    "least_squares-optimistix-LevenbergMarquardt",
+    "least_squares-scipy-trf",
+    "root-optimistix-Newton",
+    "root-scipy-hybr",
+    "fixed_point-optimistix-FixedPointIteration",
+    "fixed_point-jaxopt-AndersonAcceleration",
+}
+"""One a library and kind; the others are run by `make slow`."""
+
 CASES = [
-    pytest.param(kind, solver, id=f"{kind}-{name}")
+    pytest.param(
+        kind,
+        solver,
+        id=f"{kind}-{name}",
+        marks=() if f"{kind}-{name}" in FAST else pytest.mark.slow,
+    )
     for kind, solvers in (
         ("minimise", MINIMISERS),
         ("least_squares", LEAST_SQUARES),
@@ -107,6 +126,7 @@ def test_values_and_derivatives(kind, solver, dtype):
     check(kind, solver, dtype, HALF_OF_THE_DIGITS.get((type(solver), dtype.name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA", "COBYQA"])
 def test_methods_without_gradients_reach_half_of_the_digits(method, x64):
     check("minimise", Scipy(method), np.dtype("float64"), tolerance=1e-6)

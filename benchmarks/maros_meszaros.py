@@ -20,7 +20,7 @@ import scipy.sparse
 
 import jaxsolve as js
 
-from .side_by_side import figure, markdown, number, write
+from .side_by_side import RESULTS, figure, markdown, number, write
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "maros_meszaros"
 
@@ -70,19 +70,23 @@ def main() -> None:
                 figure(f"{name}: steps", int(solution.stats.steps), "steps", "jaxsolve"),
                 figure(f"{name}: seconds", seconds, "s", "jaxsolve"),
             ]
-    figures.append(figure("solved", solved, "problems", "jaxsolve", len(paths), better="higher"))
+            save(rows, figures, solved, time.perf_counter() - start)
+    print((RESULTS / "maros_meszaros.md").read_text())
+
+
+def save(rows, figures, solved: int, seconds: float) -> None:
+    """What has been solved so far: a run that is cut short leaves its problems."""
+    total = figure("solved", solved, "problems", "jaxsolve", len(rows), better="higher")
     header = ["problem", "n", "m", "solved", "objective error", "residual", "steps", "seconds"]
     text = "# Maros-Meszaros\n\n" + __doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
-    table = f"{text}\n\nSolved: {solved} of {len(paths)}.\n\n" + markdown(header, rows)
     write(
         "maros_meszaros",
-        figures,
-        table,
-        seconds=time.perf_counter() - start,
+        [*figures, total],
+        f"{text}\n\nSolved: {solved} of {len(rows)}.\n\n" + markdown(header, rows),
+        seconds=seconds,
         dtype="float64",
         packages=("jaxsolve", "jax", "scipy"),
     )
-    print(table)
 
 
 if __name__ == "__main__":

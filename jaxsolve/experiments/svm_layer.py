@@ -47,11 +47,11 @@ class Settings:
     """
 
     seeds: int = 3
-    train: int = 200
+    train: int = 150
     validation: int = 500
     test: int = 1000
-    steps: int = 20
-    learning_rate: float = 0.3
+    steps: int = 12
+    learning_rate: float = 0.2
     gammas: int = 9
     costs: int = 6
 

@@ -260,8 +260,12 @@ def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) 
         exact = operator.materialised(b)[0] if b.size <= DENSE_LIMIT else operator
         x = _MinimumNorm().solve(exact, b)
         residual, relative = measured(exact, x)
-        # At a singular J what can be asked for is least squares: J' (J x - b) = 0.
-        normal = norm(exact.transpose(residual)) <= threshold * norm(exact.transpose(b))
+        # At a singular J what can be asked for is least squares: J' (J x - b) = 0, to the size of J
+        # times that of b (of J'b alone rounding is all that is left where b is orthogonal to J).
+        size = norm(exact.transpose(b))
+        if exact.matrix is not None:
+            size = jnp.maximum(size, norm(exact.matrix.ravel()) * norm(b))
+        normal = norm(exact.transpose(residual)) <= threshold * size
         return Checked(x, relative, (relative <= threshold) | normal), jnp.ones_like(normal)
 
     program = Program(again, lambda b, carry: (carry, jnp.ones_like(carry.good)), lambda b, c: c)

@@ -47,7 +47,7 @@ class Lockstep(AbstractLanes):
 
 
 # Slots at least, at most, and bytes to aim at.
-_BUDGETS = {"cpu": (8, 128, 2**20), "gpu": (256, 8192, 2**28), "tpu": (256, 8192, 2**26)}
+_BUDGETS = {"cpu": (16, 128, 2**18), "gpu": (256, 8192, 2**28), "tpu": (256, 8192, 2**26)}
 
 
 class Batch:

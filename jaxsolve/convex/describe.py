@@ -122,5 +122,5 @@ def _scaling(data: dict) -> list[str]:
 
 def _where(mask: np.ndarray) -> str:
     places = [tuple(int(i) for i in place) for place in np.argwhere(mask)[:3]]
-    shown = ", ".join(str(list(p) if len(p) > 1 else p[0]) for p in places)
+    shown = ", ".join(str(list(p)) if len(p) > 1 else str(*p) for p in places)
     return shown + (", ..." if int(mask.sum()) > 3 else "")

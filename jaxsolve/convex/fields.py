@@ -109,7 +109,7 @@ def _floating(name: str, field: str, value: Any) -> Array:
             value = np.asarray(value)
         except ValueError as error:
             raise TypeError(f"{name}: `{field}` is not an array: {error}") from None
-    dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(float)
+    dtype = getattr(value, "dtype", jnp.result_type(float))
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name}: `{field}` has dtype {dtype}; give real floating-point numbers "

@@ -135,7 +135,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         if problem.lower is not None and problem.upper is not None:
             x = jnp.where(problem.lower == problem.upper, problem.lower, x)
         dual = state.reduced.dual(None, best.z)
-        if problem.A is not None:
+        if problem.b is not None:
             y = jnp.zeros_like(problem.b)
             gradient = problem.conditions(Point(x, eqx.tree_at(_equality, dual, y, is_leaf=_none)))
             if state.reduced.triangle is not None:
@@ -310,7 +310,7 @@ def less(aim: Float[Array, ""]) -> Float[Array, ""]:
     return aim * (1e-2 if aim.dtype == jnp.float64 else 1e-1)
 
 
-def active_weight(reduced: Reduced, at: Iterate) -> Float[Array, " m"]:
+def active_weight(reduced: Reduced, at: Any) -> Float[Array, " m"]:
     """The penalty on rows that are active, 0 on the others."""
     return jnp.where((at.z > at.s) | reduced.fixed, reduced.penalty, 0)
 

@@ -62,7 +62,7 @@ class ActiveSystem(AbstractPreconditioner):
         """dx, dy, dz of the system above, `offset` added to dz."""
         reduced = self.reduced
         offset = jnp.zeros_like(r_z) if offset is None else offset
-        if reduced.rotation is None:
+        if reduced.rotation is None or r_y is None:
             base, gradient = jnp.zeros_like(r_x), -r_x
         else:
             base = reduced.particular(r_y[: reduced.equalities])
@@ -70,9 +70,9 @@ class ActiveSystem(AbstractPreconditioner):
         z = offset + self.weight * (self.rows(base) - r_z)
         right = -reduced.restrict(gradient + self.columns(z))
         dv = solve_lower(self.factor, solve_lower(self.factor, right), transposed=True)
-        dx = dv if reduced.rotation is None else base + reduced.lift(dv) - reduced.start
+        dx = dv if reduced.start is None else base + reduced.lift(dv) - reduced.start
         dz = offset + self.weight * (self.rows(dx) - r_z)
-        if reduced.rotation is None:
+        if reduced.rotation is None or r_y is None:
             return dx, None if r_y is None else jnp.zeros_like(r_y), dz
         dy = reduced.equality_dual(matmul(self.P, dx) + self.columns(dz) - r_x)
         missing = r_y.shape[0] - dy.shape[0]

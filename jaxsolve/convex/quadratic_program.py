@@ -100,12 +100,12 @@ class QuadraticProgram(AbstractProblem):
         terms = [(matmul(self.P, x) + matmul(x, self.P)) / 2, self.q]
         sizes, equality = [], None
         slack = Dual()
-        if self.A is not None:
+        if self.A is not None and self.b is not None:
             row = matmul(self.A, x)
             equality = row - self.b
             terms.append(matmul(dual.equality, self.A))
             sizes += [row, self.b]
-        if self.G is not None:
+        if self.G is not None and self.h is not None:
             row = matmul(self.G, x)
             slack = Dual(inequality=self.h - row)
             terms.append(matmul(dual.inequality, self.G))
@@ -219,7 +219,7 @@ class QuadraticProgram(AbstractProblem):
         result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
         dual = self.zero_dual()
         if self.lower is not None and self.upper is not None:
-            excess = self.lower - self.upper
+            excess = jnp.asarray(self.lower - self.upper)
             # w_l = w_u = e_i at the worst crossing i: 0'x <= upper_i - lower_i < 0.
             crossed = (excess > 0) & (jnp.arange(excess.size) == jnp.argmax(excess))
             one = jnp.where(crossed & clean, 1.0, 0.0).astype(self.q.dtype)
@@ -240,9 +240,11 @@ class QuadraticProgram(AbstractProblem):
 
     def statement(self) -> Statement:
         def equality(x):
+            assert self.A is not None and self.b is not None
             return matmul(self.A, x) - self.b
 
         def inequality(x):
+            assert self.G is not None and self.h is not None
             return matmul(self.G, x) - self.h
 
         return Statement(

@@ -80,7 +80,7 @@ class Reduced(eqx.Module):
 
     def lift(self, v: Float[Array, " k"]) -> Float[Array, " n"]:
         """start + basis v."""
-        if self.rotation is None:
+        if self.rotation is None or self.start is None:
             return v
         return self.start + matmul(self.rotation[:, self.equalities :], v)
 
@@ -122,10 +122,12 @@ class Reduced(eqx.Module):
 
     def particular(self, b: Float[Array, " p"]) -> Float[Array, " n"]:
         """The x in the range of A' with Ax = b."""
+        assert self.rotation is not None and self.triangle is not None
         return matmul(self.rotation[:, : self.equalities], solve_lower(self.triangle, b))
 
     def equality_dual(self, gradient: Float[Array, " n"]) -> Float[Array, " p"]:
         """The y for which A'y + gradient has no part in the range of A'."""
+        assert self.rotation is not None and self.triangle is not None
         along = matmul(gradient, self.rotation[:, : self.equalities])
         return -solve_lower(self.triangle, along, transposed=True)
 
@@ -232,10 +234,10 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         bent = matmul(P, basis)
         hessian = matmul(basis.T, bent)
         gradient = matmul(q, basis) + matmul(start, bent)
-        at = join(matmul(G, start) if count else None, start, None, q)
+        at = join(None if G is None else matmul(G, start), start, None, q)
         limit = limit - expand(at, count, bounds)
         rows = join(
-            matmul(G, basis) if count else None, basis if any(bounds) else None, None, basis
+            None if G is None else matmul(G, basis), basis if any(bounds) else None, None, basis
         )
     if A is not None and p < A.shape[0]:
         dependent = dependent | True
@@ -247,9 +249,8 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
     if any(bounds) and rotation is None:
         square = jnp.concatenate([square, jnp.ones_like(q)])
-    square = join(
-        square[:count] if count else None, *(square[count:] if has else None for has in bounds), q
-    )
+    own = square[count:]
+    square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
     biggest = jnp.max(square, initial=0.0)
     square = jnp.where(biggest > 0, jnp.maximum(square, 1e-3 * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square

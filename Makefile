@@ -31,7 +31,10 @@ help: ## What there is
 define environment
 @echo "Setting up $(1) from $(2)"
 @test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $(2)
+@for try in 1 2 3; do \
+    $(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $(2) && exit 0; \
+    echo "That failed ($$try of 3)"; \
+done; exit 1
 endef
 
 setup: $(VENV)/.ready ## Set up .venv (the other targets do it when it is missing or out of date)

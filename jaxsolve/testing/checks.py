@@ -67,7 +67,8 @@ def certificates(case: Case, dtype: str) -> None:
             value, dual, _ = case.lane(cast(expected.data, dtype))
             data = rounded(expected.data, dtype)
             assert case.certificate is not None
-            assert case.certificate(data, *as_numpy((value, dual)), expected.result)
+            value, dual = as_numpy((value, dual))
+            assert case.certificate(data, value, dual, expected.result)
 
 
 def programs(case: Case, dtype: str) -> None:
@@ -149,7 +150,9 @@ def memory(case: Case, dtype: str) -> None:
         def bytes_of(steps: int) -> int:
             fn = lambda d: jnp.sum(jnp.concatenate(_leaves(case.solution(d, max_steps=steps))))
             compiled = jax.jit(jax.grad(fn)).lower(data).compile()
-            return compiled.memory_analysis().temp_size_in_bytes
+            memory = compiled.memory_analysis()
+            assert memory is not None
+            return memory.temp_size_in_bytes
 
         few, many = bytes_of(50), bytes_of(5000)
         assert few == many, (few, many)

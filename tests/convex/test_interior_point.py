@@ -1,4 +1,4 @@
-"""The interior point and its rescue: against Clarabel and NumPy, in one batch of good and bad lanes."""
+"""The interior point and its rescue against Clarabel and NumPy, good and bad lanes in one batch."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_outcomes_of_one_mixed_batch(solver, dtype, strict):
     solution = batch([data for data, _ in cases.values()], SOLVERS[solver], dtype)
     goal = {"float32": 1e-4, "float64": 1e-8}[dtype.name]
     for lane, (name, (data, expected)) in enumerate(cases.items()):
-        result = name_of(jax.tree.map(lambda x: x[lane], solution.result))
+        result = name_of(jax.tree.map(lambda x, lane=lane: x[lane], solution.result))
         assert result == expected, name
         dual, value = duals(solution, lane), np.asarray(solution.value[lane], np.float64)
         assert value.dtype == np.float64 and solution.value.dtype == dtype

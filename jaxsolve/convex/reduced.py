@@ -252,7 +252,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     own = square[count:]
     square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
     biggest = jnp.max(square, initial=0.0)
-    square = jnp.where(biggest > 0, jnp.maximum(square, 1e-3 * biggest), one)
+    square = jnp.where(biggest > 0, jnp.maximum(square, jnp.finfo(q.dtype).eps * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
     out = Reduced(
         rotation=rotation,

@@ -4,16 +4,14 @@
 """
 
 import pytest
-from cases import CASES, OURS, VARIANTS
+from cases import CASES, OURS
 
 from jaxsolve.testing import CHECKS
 
-_SINGLE = "optimality oracle results certificates programs transforms bad_lanes degenerate".split()
-"""What `make test` does in float32: what a lower precision can break."""
-_VARIANTS = "optimality oracle results derivatives".split()
-_FOREIGN = "optimality oracle bad_lanes derivatives".split()
+_USUAL = "optimality oracle results certificates programs transforms bad_lanes derivatives".split()
+"""What `make test` does, in float64: a solve, a batch of solves, and their derivatives."""
 _FAST = {
-    "Newton": "optimality oracle results programs derivatives bad_lanes warm_start".split(),
+    "Newton": "optimality oracle results programs derivatives bad_lanes".split(),
     "LBFGS": ["optimality", "oracle"],
     "InteriorPoint": ["optimality", "oracle"],
 }
@@ -21,13 +19,9 @@ _FAST = {
 
 def _marks(case, check, dtype):
     name, double = check.__name__, dtype == "float64"
-    if case in OURS:
-        usual = double or name in _SINGLE
-    else:
-        usual = double and name in (_VARIANTS if case in VARIANTS else _FOREIGN)
-    if not usual:
+    if not (double and case in OURS and name in _USUAL):
         return [pytest.mark.slow]
-    return [pytest.mark.fast] if double and name in _FAST.get(case.name, ()) else []
+    return [pytest.mark.fast] if name in _FAST.get(case.name, ()) else []
 
 
 PRODUCT = [

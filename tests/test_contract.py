@@ -16,6 +16,7 @@ def test_contract(case, check, dtype):
     check(case, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in OURS if c.invariances], ids=lambda c: c.name)
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6))

@@ -8,10 +8,10 @@ from cases import CASES, OURS
 
 from jaxsolve.testing import CHECKS
 
-_USUAL = "optimality oracle results certificates programs transforms bad_lanes derivatives".split()
-"""What `make test` does, in float64: a solve, a batch of solves, and their derivatives."""
+_USUAL = "optimality oracle results certificates bad_lanes".split()
+"""What `make test` does, in float64: a solve, and the gradients of a batch with bad lanes in it."""
 _FAST = {
-    "Newton": "optimality oracle results programs derivatives bad_lanes".split(),
+    "Newton": "optimality oracle results bad_lanes".split(),
     "LBFGS": ["optimality", "oracle"],
     "InteriorPoint": ["optimality", "oracle"],
 }

@@ -3,7 +3,7 @@
 The Python blocks of a page run from top to bottom in one namespace. A block fenced as `text`
 straight after a Python block is what it prints: `...` stands for anything, spaces do not count, and
 a number with a decimal point is right to three digits. The Python blocks of a docstring run in a
-namespace that holds jax, jnp, optax and all public names; so do its `>>>` lines.
+namespace that holds jax, jnp, optax, optx, jaxopt and all public names; so do its `>>>` lines.
 """
 
 import ast
@@ -13,6 +13,7 @@ import io
 import re
 import textwrap
 import types
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,12 +158,19 @@ def public() -> dict:
     import jax.numpy as jnp
     import numpy as np
     import optax
+    import optimistix as optx
 
     import jaxsolve
+    from jaxsolve.interop import Optimistix
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jaxopt announces its end at import
+        import jaxopt
 
     names = {n: getattr(jaxsolve, n) for n in dir(jaxsolve) if not n.startswith("_")}
     modules = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "js": jaxsolve}
-    return names | modules | {"jaxsolve": jaxsolve}
+    foreign = {"optx": optx, "jaxopt": jaxopt, "Optimistix": Optimistix}
+    return names | modules | foreign | {"jaxsolve": jaxsolve}
 
 
 @pytest.mark.parametrize("path, name, text", docstrings())

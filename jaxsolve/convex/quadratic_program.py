@@ -39,7 +39,8 @@ class QuadraticProgram(AbstractProblem):
 
     Example:
         ```python
-        problem = QuadraticProgram(P, q, G=G, h=h, lower=0.0)
+        P, q = jnp.eye(2), jnp.array([-2.0, 1.0])
+        problem = QuadraticProgram(P, q, G=jnp.ones((1, 2)), h=jnp.ones(1), lower=0.0)
         solution = solve(problem)
         solution.value, solution.dual.inequality, solution.dual.lower
         ```

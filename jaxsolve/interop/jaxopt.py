@@ -59,7 +59,8 @@ class Jaxopt(AbstractForeign):
 
     Example:
         ```python
-        solve(Minimise(fn), Jaxopt(jaxopt.LBFGS, history_size=5), init=y)
+        problem = Minimise(lambda y, a: jnp.sum((y - a) ** 2), jnp.arange(3.0))
+        solve(problem, Jaxopt(jaxopt.LBFGS, history_size=5), init=jnp.zeros(3))
         ```
 
     Args:

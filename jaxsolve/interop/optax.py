@@ -21,7 +21,8 @@ class Optax(AbstractForeign):
 
     Example:
         ```python
-        solve(Minimise(fn), optax.lbfgs(), init=y)
+        problem = Minimise(lambda y, a: jnp.sum((y - a) ** 2), jnp.arange(3.0))
+        solve(problem, optax.lbfgs(), init=jnp.zeros(3))
         ```
 
     Args:

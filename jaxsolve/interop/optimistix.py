@@ -42,9 +42,10 @@ class Optimistix(AbstractForeign):
 
     Example:
         ```python
-        solve(Minimise(fn), optx.BFGS(rtol=1e-6, atol=1e-6), init=y)
+        problem = Minimise(lambda y, a: jnp.sum((y - a) ** 2), jnp.arange(3.0))
+        solve(problem, optx.BFGS(rtol=1e-6, atol=1e-6), init=jnp.zeros(3))
         bisection = Optimistix(optx.Bisection(1e-6, 1e-6), {"lower": 0.0, "upper": 1.0})
-        solve(Root(fn), bisection, init=jnp.array(0.5))
+        solve(Root(lambda y, a: y**2 - a, 0.5), bisection, init=jnp.array(0.5))
         ```
 
     Args:

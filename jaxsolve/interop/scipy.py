@@ -37,7 +37,8 @@ class Scipy(AbstractForeign):
 
     Example:
         ```python
-        solve(QuadraticProgram(P, q, G=G, h=h), Scipy("SLSQP"))
+        P, q = jnp.eye(2), jnp.array([-2.0, 1.0])
+        solve(QuadraticProgram(P, q, G=jnp.ones((1, 2)), h=jnp.ones(1)), Scipy("SLSQP"))
         ```
 
     Args:

@@ -147,7 +147,7 @@ class Minimise(AbstractSmooth):
 
     Example:
         ```python
-        solve(Minimise(lambda y, a: jnp.sum((y - a) ** 4)), init=jnp.zeros(3))
+        solve(Minimise(lambda y, a: jnp.sum((y - a) ** 4), jnp.arange(3.0)), init=jnp.zeros(3))
         ```
 
     Args:
@@ -184,7 +184,10 @@ class LeastSquares(AbstractSmooth):
 
     Example:
         ```python
-        solve(LeastSquares(lambda y, t: y[0] * jnp.exp(-y[1] * t) - data, t), init=jnp.ones(2))
+        t = jnp.linspace(0.0, 2.0, 20)
+        data = 3.0 * jnp.exp(-0.7 * t)
+        fit = lambda y, args: y[0] * jnp.exp(-y[1] * args[0]) - args[1]
+        solve(LeastSquares(fit, (t, data)), init=jnp.ones(2))
         ```
 
     Args:

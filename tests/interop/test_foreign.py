@@ -85,7 +85,6 @@ FAST = {
     "minimise-optimistix-BFGS",
     "minimise-optax-lbfgs",
     "minimise-jaxopt-LBFGS",
-    "minimise-scipy-BFGS",
     "least_squares-optimistix-LevenbergMarquardt",
     "least_squares-scipy-trf",
     "root-optimistix-Newton",

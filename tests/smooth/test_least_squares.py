@@ -21,6 +21,7 @@ def solver(request):
     return SOLVERS[request.param]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_reaches_a_published_minimum(solver, name, dtype):
     function = FUNCTIONS[name]

@@ -11,6 +11,9 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A folder of compiled programs for each worker: reading what another is writing aborts the process.
+if "JAX_COMPILATION_CACHE_DIR" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += os.sep + os.environ["PYTEST_XDIST_WORKER"]
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

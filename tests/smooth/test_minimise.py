@@ -27,6 +27,7 @@ FLOAT64_ONLY = {"brown-dennis", "jennrich-sampson", "osborne 1"}
 NOT_NEWTON = {"osborne 1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_reaches_a_published_minimum(solver, name, dtype):
     if dtype == "float32" and name in FLOAT64_ONLY:

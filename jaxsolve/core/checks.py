@@ -45,24 +45,6 @@ def check_limits(tolerance: Any, max_steps: Any, record: Any) -> None:
         raise TypeError(f"`record` must be a static integer, at least 0; got {record!r}.")
 
 
-def check_like(name: str, given: PyTree, expected: PyTree, of: str) -> None:
-    """Raise unless `given` has the structure and shapes of `expected`.
-
-    Args:
-        name: what `given` is called by its user.
-        of: what `expected` is called.
-    """
-    left, right = jax.tree.structure(given), jax.tree.structure(expected)
-    if left != right:
-        raise TypeError(f"`{name}` has the structure {left}, but {of} has {right}.")
-    pairs = zip(jtu.tree_flatten_with_path(given)[0], jax.tree.leaves(expected), strict=True)
-    for (path, leaf), other in pairs:
-        if jnp.shape(leaf) != jnp.shape(other):
-            raise ValueError(
-                f"`{name}{jtu.keystr(path)}` is {show(leaf)}, but {of} has {show(other)} there."
-            )
-
-
 def check(problem: AbstractProblem) -> list[str]:
     """What can be said of a problem's data before solving it, in words. Eager, not for traced code.
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
+from ..core.checks import show
 from ..core.closure import Combined, open_variable, restore, trace
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -176,7 +177,7 @@ class Minimise(AbstractSmooth):
         if isinstance(out, jax.ShapeDtypeStruct) and out.shape == ():
             if jnp.issubdtype(out.dtype, jnp.floating):
                 return
-        raise TypeError(f"Minimise: `fn` must return a real scalar (shape ()), not {_show(out)}.")
+        raise TypeError(f"Minimise: `fn` must return a real scalar (shape ()), not {show(out)}.")
 
 
 class LeastSquares(AbstractSmooth):
@@ -228,7 +229,7 @@ class LeastSquares(AbstractSmooth):
                     f"{leaf.dtype}; residuals are real floating-point arrays."
                 )
         if sum(leaf.size for _, leaf in paths) == 0:
-            raise TypeError(f"LeastSquares: `fn` returns no residuals, but {_show(out)}.")
+            raise TypeError(f"LeastSquares: `fn` returns no residuals, but {show(out)}.")
 
 
 def max_norm(tree: PyTree[Array]) -> Float[Array, ""]:
@@ -262,12 +263,6 @@ def _same(value: PyTree[Array], out: PyTree, name: str) -> None:
     for (path, leaf), result in pairs:
         if leaf.shape != result.shape or leaf.dtype != result.dtype:
             raise TypeError(
-                f"{name}: `fn(y, args){jtu.keystr(path)}` is {_show(result)}, "
-                f"but `init{jtu.keystr(path)}` is {_show(leaf)}."
+                f"{name}: `fn(y, args){jtu.keystr(path)}` is {show(result)}, "
+                f"but `init{jtu.keystr(path)}` is {show(leaf)}."
             )
-
-
-def _show(tree: PyTree) -> str:
-    if hasattr(tree, "shape"):
-        return f"{tree.dtype}{list(tree.shape)}"
-    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))

@@ -15,9 +15,25 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] += os.sep + os.environ["PYTEST_XDIST_WORKER"]
 
+from pathlib import Path  # noqa: E402
+
+import equinox as eqx  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
+
+# A compiled program maps memory; a process that reaches vm.max_map_count (65 530) crashes.
+MOST_MAPS = 40_000
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Compiled programs are let go before the system's limit on mappings is reached."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        eqx.clear_caches()
+        jax.clear_caches()
 
 
 @pytest.fixture

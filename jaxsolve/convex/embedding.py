@@ -87,6 +87,7 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
     """
 
     step_limit: ClassVar[int] = 300
+    proves: ClassVar[bool] = True
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
         reduced = reduce(problem, keep=True)

@@ -120,12 +120,14 @@ class Implicit(AbstractAdjoint):
                 vary(jax.tree.map(jnp.negative, push_data(tangents[0])), varying(place)),
                 solver=self.linear_solver,
                 structure=problem.structure,
-                preconditioner=None if smooth else preconditioner,
+                preconditioner=preconditioner,
                 trusted=solved,
             )
             return point, tangent
 
-        point = at(data, found, (outcome.solved, outcome.preconditioner, fixed))
+        preconditioner = None if smooth else solver.preconditioner(problem, outcome.state)
+        preconditioner = jax.tree.map(jax.lax.stop_gradient, preconditioner)
+        point = at(data, found, (outcome.solved, preconditioner, fixed))
         if smooth:
             # The value stays the solution's own; the derivative is the smoothed point's.
             point = _with_derivative(outcome.point, point)

@@ -11,7 +11,7 @@ from .loop import AbstractLanes, Program, run
 from .problem import AbstractProblem
 from .progress import AbstractProgress
 from .solution import RESULTS, Guess, Point, Residual
-from .solver import AbstractPreconditioner, AbstractSolver
+from .solver import AbstractSolver
 
 
 class Limits(eqx.Module):
@@ -23,7 +23,7 @@ class Limits(eqx.Module):
 
 
 class Outcome(eqx.Module):
-    """What a search leaves, one lane's worth."""
+    """What a search leaves, one lane's worth; the state is the main solver's own last one."""
 
     point: Point
     result: Any
@@ -31,7 +31,6 @@ class Outcome(eqx.Module):
     residual: Residual
     history: Float[Array, " record"] | None
     state: PyTree
-    preconditioner: AbstractPreconditioner | None
 
     @property
     def solved(self) -> Bool[Array, ""]:
@@ -105,14 +104,14 @@ def conclude(
         evidence = Point(evidence.primal, point.dual)
     point = jax.tree.map(lambda e, p: jnp.where(refused, e, p), evidence, point)
     residual = problem.residual(point)
+    result = verdict(problem, solver, point, residual, end.claim, limits.tolerance)
     return Outcome(
         point=point,
-        result=verdict(problem, point, residual, end.claim, limits.tolerance),
+        result=RESULTS.where(refused, screened, result),
         steps=end.steps,
         residual=residual,
         history=end.history,
         state=state,
-        preconditioner=solver.preconditioner(problem, state),
     )
 
 
@@ -125,22 +124,22 @@ def with_multipliers(problem: AbstractProblem, point: Point) -> Point:
 
 def verdict(
     problem: AbstractProblem,
+    solver: AbstractSolver,
     point: Point,
     residual: Residual,
     claim: Any,
     tolerance: Float[Array, ""],
 ) -> Any:
     """Success is measured, and infeasible and unbounded are proved; else the solver's own word."""
-    refused = claim == RESULTS.nonfinite_input
-    refused = refused | (claim == RESULTS.nonconvex)
-    solved = residual.within(tolerance) & ~refused & (claim != RESULTS.approximate)
-    proof = (claim == RESULTS.infeasible) | (claim == RESULTS.unbounded)
-    proved = proof & problem.certificate(point, claim)
+    solved = residual.within(tolerance)
+    solved = solved & (claim != RESULTS.nonconvex) & (claim != RESULTS.approximate)
     # 16 eps: what rounding alone leaves of a residual relative to its scale.
     below = tolerance < 16 * jnp.finfo(tolerance.dtype).eps
     unmet = RESULTS.where(below, RESULTS.tolerance_below_dtype, RESULTS.stalled)
-    claims_success = (claim == RESULTS.successful) | (claim == RESULTS.stalled)
-    result = RESULTS.where(claims_success | (proof & ~proved), unmet, claim)
+    proof = (claim == RESULTS.infeasible) | (claim == RESULTS.unbounded)
+    proved = proof & problem.certificate(point, claim) if solver.proves else jnp.array(False)
+    unfounded = (claim == RESULTS.successful) | (claim == RESULTS.stalled) | (proof & ~proved)
+    result = RESULTS.where(unfounded, unmet, claim)
     # A lost iterate's last finite point may still be a solution.
     return RESULTS.where(solved & ~proved, RESULTS.successful, result)
 
@@ -172,14 +171,15 @@ def search(
 
     Nothing here is differentiated: the loop stops gradients at its door.
     """
-    outcome = _run(problem, solver, guess, limits, lanes, progress)
+    first = _run(problem, solver, guess, limits, lanes, progress)
     rescue = solver.rescue()
     if rescue is None:
-        return outcome
-    left = limits.max_steps - outcome.steps
+        return first
+    left = limits.max_steps - first.steps
     spent = Limits(limits.tolerance, left, limits.record)
-    skip = settled(outcome.result) | (left <= 0)
-    return _run(problem, rescue, guess, spent, lanes, progress, main=solver, first=(skip, outcome))
+    skip = settled(first.result) | (left <= 0)
+    found = _run(problem, rescue, guess, spent, lanes, progress, (skip, _stateless(first)))
+    return eqx.tree_at(lambda o: o.state, found, first.state, is_leaf=lambda x: x is None)
 
 
 def _run(
@@ -189,8 +189,7 @@ def _run(
     limits: Limits,
     lanes: AbstractLanes,
     progress: AbstractProgress | None,
-    main: AbstractSolver | None = None,
-    first: tuple[Bool[Array, ""], Outcome] | None = None,
+    unless: tuple[Bool[Array, ""], Outcome] | None = None,
 ) -> Outcome:
     data, frozen = eqx.partition((problem, guess, limits), eqx.is_array)
     carry_box, result_box = _Box(), _Box()
@@ -208,46 +207,19 @@ def _run(
     def finish(data, carry):
         problem, guess, limits = eqx.combine(data, frozen)
         outcome = conclude(problem, solver, guess, limits, carry_box.unpack(carry))
-        if main is not None:
-            outcome = _adopt(problem, main, limits, outcome)
-        return result_box.pack(outcome)
+        return result_box.pack(outcome if unless is None else _stateless(outcome))
 
     def measure(carry):
         return solver.measure(problem, carry_box.unpack(carry).state)
 
     program = Program(init, step, finish, measure if progress is not None else None)
-    unless = None
-    if first is not None:
-        skip, outcome = first
-        unless = (skip, eqx.filter(outcome, eqx.is_array))
-    return result_box.unpack(run(program, data, lanes=lanes, unless=unless, progress=progress))
+    arrays = None if unless is None else (unless[0], eqx.filter(unless[1], eqx.is_array))
+    return result_box.unpack(run(program, data, lanes=lanes, unless=arrays, progress=progress))
 
 
-def _adopt(
-    problem: AbstractProblem, main: AbstractSolver, limits: Limits, found: Outcome
-) -> Outcome:
-    """A rescued lane as the main solver would have left it, polished if that is better."""
-    state = main.init(problem, Guess(found.point.primal, found.point.dual))
-    state = main.finish(problem, state)
-    point = with_multipliers(problem, main.point(problem, state))
-    residual = problem.residual(point)
-    proved = (found.result == RESULTS.infeasible) | (found.result == RESULTS.unbounded)
-    better = (residual.relative < found.residual.relative) & ~proved
-    point, residual = jax.tree.map(
-        lambda p, f: jnp.where(better, p, f), (point, residual), (found.point, found.residual)
-    )
-    claim = found.result
-    return Outcome(
-        point=point,
-        result=RESULTS.where(
-            proved, claim, verdict(problem, point, residual, claim, limits.tolerance)
-        ),
-        steps=found.steps,
-        residual=residual,
-        history=found.history,
-        state=state,
-        preconditioner=main.preconditioner(problem, state),
-    )
+def _stateless(outcome: Outcome) -> Outcome:
+    """The outcome of a rescue, whose state is of another kind."""
+    return eqx.tree_at(lambda o: o.state, outcome, None)
 
 
 class _Box:

@@ -40,6 +40,9 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     on_host: ClassVar[bool] = False
     """Whether `step` leaves the device: then `OneStep` and `Unrolled` are refused."""
 
+    proves: ClassVar[bool] = False
+    """Whether `status` may say `infeasible` or `unbounded`: of other solvers, that is not heard."""
+
     def refuse(self, problem: _Problem) -> None:
         """Raise `TypeError` naming the field of `problem` that this solver cannot honour."""
 
@@ -82,9 +85,8 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
         )
 
     def rescue(self) -> "AbstractSolver | None":
-        """The solver for those lanes alone that this one leaves without a verified verdict. The
-        state and preconditioner of such a lane are made anew by this solver from the point found:
-        `finish(problem, init(problem, Guess(primal, dual)))`."""
+        """The solver for those lanes alone that this one leaves without a verified verdict. Their
+        state stays the one that this solver ended with."""
         return None
 
 

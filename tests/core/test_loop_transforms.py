@@ -59,7 +59,7 @@ def test_derivatives_around_a_run(lanes, x64):
     hessian = np.diag(np.cos(y) * second - np.sin(y) * first**2)
     np.testing.assert_allclose(jax.hessian(total)(a), hessian, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(jax.vmap(jax.hessian(root))(a), second, rtol=1e-9)
-    check_grads(jax.vmap(root), (a[:4],), order=2, modes=("fwd", "rev"))
+    check_grads(jax.jit(jax.vmap(root)), (a[:4],), order=2, modes=("fwd", "rev"))
 
 
 def test_the_run_itself_has_derivative_zero():

@@ -186,9 +186,10 @@ def test_a_batch_equals_its_lanes(solver, x64):
         out = js.solve(problem(scale), solver, start, tolerance=1e-9, throw=False)
         return out.value, out.stats.steps, out.result._value
 
-    batch = jax.vmap(run)(scales, starts)
+    one = jax.jit(run)
+    batch = jax.jit(jax.vmap(run))(scales, starts)
     for i in range(len(starts)):
-        alone = run(scales[i], starts[i])
+        alone = one(scales[i], starts[i])
         np.testing.assert_allclose(batch[0][i], alone[0], rtol=1e-6)
         assert int(batch[2][i]) == int(alone[2])
     assert js.RESULTS.nonfinite_input._value == batch[2][4]
@@ -197,7 +198,8 @@ def test_a_batch_equals_its_lanes(solver, x64):
 
 def test_a_warm_start_ends_at_once(solver):
     function = FUNCTIONS["extended rosenbrock"]
-    problem = lambda a: Minimise(lambda x, a: a * jnp.sum(function.residuals(x) ** 2), a)
+    scaled = lambda x, a: a * jnp.sum(function.residuals(x) ** 2)
+    problem = lambda a: Minimise(scaled, a)
     with jax.enable_x64(True):
         cold = js.solve(problem(1.0), solver, jnp.asarray(function.start))
         again = js.solve(problem(1.0), solver, cold)
@@ -215,7 +217,7 @@ def test_gradients_of_the_solution_in_both_modes(solver):
             return js.solve(problem, solver, jnp.zeros(4), tolerance=1e-10).value
 
         a = jnp.linspace(-1, 1, 6)
-        check_grads(solution, (a,), order=1, modes=("fwd", "rev"), eps=1e-5)
+        check_grads(jax.jit(solution), (a,), order=1, modes=("fwd", "rev"), eps=1e-5)
 
 
 def test_refuses_other_problems(solver):

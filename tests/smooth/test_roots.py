@@ -184,9 +184,10 @@ def test_a_batch_equals_its_lanes(solver):
         out = js.solve(problem, solver, start, tolerance=1e-5, throw=False)
         return out.value, out.stats.steps, out.result._value
 
-    batch = jax.vmap(run)(weights, starts)
+    one = jax.jit(run)
+    batch = jax.jit(jax.vmap(run))(weights, starts)
     for i in range(4):
-        value, _, result = run(weights[i], starts[i])
+        value, _, result = one(weights[i], starts[i])
         np.testing.assert_allclose(batch[0][i], value, atol=1e-4)
         assert int(batch[2][i]) == int(result)
     assert int(batch[1][1]) == 0
@@ -194,7 +195,8 @@ def test_a_batch_equals_its_lanes(solver):
 
 
 def test_a_warm_start_ends_at_once(solver):
-    problem = lambda a: FixedPoint(lambda x, a: jnp.cos(a * x) + 0.1 * x[::-1], a)
+    wave = lambda x, a: jnp.cos(a * x) + 0.1 * x[::-1]
+    problem = lambda a: FixedPoint(wave, a)
     with jax.enable_x64(True):
         cold = js.solve(problem(1.0), solver, jnp.asarray([0.2, 0.9]))
         assert int(js.solve(problem(1.0), solver, cold).stats.steps) == 0
@@ -210,7 +212,7 @@ def test_gradients_of_the_solution_in_both_modes(solver):
             return js.solve(problem, solver, jnp.zeros(4), tolerance=1e-12).value
 
         b = jnp.linspace(-1, 1, 4)
-        check_grads(solution, (b,), order=2, modes=("fwd", "rev"))
+        check_grads(jax.jit(solution), (b,), order=2, modes=("fwd", "rev"))
 
 
 def test_newtons_factor_inverts_the_jacobian_and_its_transpose():

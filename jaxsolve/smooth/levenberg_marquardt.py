@@ -200,15 +200,14 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         square = dot(damped * move, damped * move)
         predicted = 0.5 * (square - dot(state.gradient, move))
         resolution = blur(state.value)
-        ratio = (state.value - value) / jnp.where(predicted > 0, predicted, 1.0)
-        measure = gradient_measure(problem, value, gradient)
-        current = gradient_measure(problem, state.value, state.gradient)
-        # Where the values no longer resolve the decrease, the gradients do.
+        # Where the values no longer resolve the decrease, the slopes at both ends do.
         blurred = (predicted <= resolution) & (value <= state.value + resolution)
-        blurred = blurred & (measure < current)
-        accepted = usable & ((ratio > 1e-4) | blurred)
+        slopes = -0.5 * dot(state.gradient + gradient, move)
+        decrease = jnp.where(blurred, slopes, state.value - value)
+        ratio = decrease / jnp.where(predicted > 0, predicted, 1.0)
+        measure = gradient_measure(problem, value, gradient)
+        accepted = usable & (ratio > 1e-4)
 
-        ratio = jnp.where(blurred, 1 - measure / jnp.where(current > 0, current, 1.0), ratio)
         shrink = jnp.clip(1 - (2 * ratio - 1) ** 3, 0.1, 2.0)
         damping = state.damping * jnp.where(accepted, shrink, state.growth)
         floor = jnp.finfo(value.dtype).eps ** 2

@@ -124,7 +124,7 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         values = jnp.where(accepted, values, state.values)
         move = self._move(values, steps, changes, gram)
         tried = norm(state.move)
-        refused = jnp.where(usable, 0.5, 0.1) * tried
+        refused = jnp.where(usable, 0.5 * tried, 0.1 * tried)
         radius = jnp.where(accepted, jnp.maximum(2 * tried, 2 * state.radius), refused)
         length = norm(move)
         move = move * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))

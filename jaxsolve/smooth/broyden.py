@@ -110,7 +110,7 @@ class Inverse(eqx.Module):
         # A small denominator would make H nearly singular: damp the update (More and Trangenstein).
         ratio = denominator / jnp.where(square > 0, square, 1.0)
         ratio = jnp.where(square > 0, ratio, jnp.ones_like(ratio))
-        sign = jnp.where(ratio >= 0, 1.0, -1.0).astype(ratio.dtype)
+        sign = jnp.where(ratio >= 0, jnp.ones_like(ratio), -1.0)
         damping = jnp.where(jnp.abs(ratio) >= 0.1, 1.0, (1 - 0.1 * sign) / (1 - ratio))
         blended = damping * image + (1 - damping) * step
         denominator = dot(step, blended)
@@ -222,8 +222,8 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
         inverse = inverse.cleared(forget, first)
 
         size = norm(state.move)
-        shrunk = jnp.where(usable, 0.5, 0.1) * size
-        grown = jnp.where(new < 0.5 * old, 4.0, 2.0) * size
+        shrunk = jnp.where(usable, 0.5 * size, 0.1 * size)
+        grown = jnp.where(new < 0.5 * old, 4 * size, 2 * size)
         radius = jnp.where(accepted, jnp.maximum(grown, state.radius), shrunk)
         radius = jnp.where(forget, jnp.maximum(norm(vector), 1.0) * 0.1, radius)
 

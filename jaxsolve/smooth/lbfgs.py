@@ -79,7 +79,7 @@ class Pairs(eqx.Module):
 
     def cleared(self, where: Bool[Array, ""]) -> "Pairs":
         """Without its pairs `where` it holds."""
-        keep = jnp.where(where, 0.0, 1.0).astype(self.scale.dtype)
+        keep = (~where).astype(self.scale.dtype)
 
         def clear(x):
             return jnp.where(where, jnp.zeros_like(x), x)

@@ -109,7 +109,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
             values=values,
             factor=factor,
             direction=direction,
-            step_size=jnp.where(singular, 0.0, 1.0).astype(zero.dtype),
+            step_size=(~singular).astype(zero.dtype),
             trials=count,
             regularised=count,
             stuck=zero > 1,
@@ -144,7 +144,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
             lambda: (state.factor, state.direction, state.step_size == 0),
         )
         anew = accepted | failed
-        step_size = jnp.where(anew, jnp.where(singular, 0.0, 1.0), step_size)
+        step_size = jnp.where(anew, (~singular).astype(old.dtype), step_size)
         return NewtonState(
             primal=shaper(state.primal)(vector),
             values=values,

@@ -62,7 +62,7 @@ def second_derivative(a):
     return -6 * solution(a) * derivative(a) ** 3
 
 
-def check(make, solver, dtype, tolerance=None):
+def check(make, solver, dtype, tolerance=None, start=0.1):
     """Value and first derivatives in both modes, alone and in a batch, under jit."""
     # The gap between the residual's tolerance and the solution's error is the condition number,
     # at most 1 for these problems; least squares squares it.
@@ -71,7 +71,7 @@ def check(make, solver, dtype, tolerance=None):
 
     def solve(a):
         found = js.solve(
-            PROBLEMS[make](a), solver, jnp.zeros_like(a) + 0.1, tolerance=tolerance, throw=False
+            PROBLEMS[make](a), solver, jnp.full_like(a, start), tolerance=tolerance, throw=False
         )
         return found.value, found.success
 

@@ -125,7 +125,7 @@ BY_VALUES = {
 STARTS = {optx.Chord: 1.0}
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:scipy", "ignore::UserWarning:scipy")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:scipy")
 @pytest.mark.parametrize(("kind", "solver"), CASES)
 def test_values_and_derivatives(kind, solver, dtype):
     by_values = kind == "minimise" and (type(solver), dtype.name) in BY_VALUES

@@ -1,7 +1,7 @@
 """Functions given by users: what they capture, and which part of their variable is solved for.
 
 Inside `solve` a user's function may close over traced arrays. Left alone, a derivative rule or a
-batching rule would not see them; `close` makes them leaves. The variable is partitioned once, at
+batching rule would not see them; `trace` makes them leaves. The variable is partitioned once, at
 the door: `partition` separates the floating arrays from all the rest, and `Combined` puts the rest
 back before the user's function is called.
 """
@@ -21,10 +21,14 @@ from .mesh import vary, varying
 
 
 class Closed(eqx.Module):
-    """A function as a jaxpr, with the arrays that it captured as leaves."""
+    """A function as a jaxpr, with the tracers that it captured as leaves.
 
-    captured: list[Array]
+    Concrete arrays that it captured stay constants: they are no data to differentiate in.
+    """
+
+    captured: list[Array | None]
     leaves: list[Array]
+    constants: "_Constants" = eqx.field(static=True)
     jaxpr: Any = eqx.field(static=True)
     result: Any = eqx.field(static=True)
 
@@ -32,17 +36,25 @@ class Closed(eqx.Module):
         inputs = [*self.leaves, *jax.tree.leaves(eqx.filter((value, args), eqx.is_array))]
         avals = [var.aval for var in self.jaxpr.invars]
         inputs = [vary(x, aval.mat.varying) for x, aval in zip(inputs, avals, strict=True)]
-        out = jax.core.eval_jaxpr(self.jaxpr, self.captured, *inputs)
+        pairs = zip(self.captured, self.constants.arrays, strict=True)
+        consts = [kept if own is None else own for own, kept in pairs]
+        out = jax.core.eval_jaxpr(self.jaxpr, consts, *inputs)
         return jax.tree.unflatten(self.result, out)
 
 
-def trace(fn: Callable, value: PyTree, args: PyTree) -> tuple[Callable, PyTree]:
-    """Trace `fn(value, args)` once.
+class _Constants:
+    """Arrays in a static field: compared by identity."""
+
+    def __init__(self, arrays: list[Array | None]):
+        self.arrays = arrays
+
+
+def trace(fn: Callable, value: PyTree, args: PyTree) -> tuple[Closed, PyTree]:
+    """Trace `fn(value, args)` once: a solve inside of it is not traced again by each derivative.
 
     Returns:
-        `fn` itself if it captures no tracer, so that its identity, by which compiled programs are
-        found again, stays; otherwise a module whose leaves are what it captured. And the result's
-        structure as `jax.ShapeDtypeStruct` leaves.
+        A module whose leaves are what `fn` captured, and the result's structure as
+        `jax.ShapeDtypeStruct` leaves.
     """
     own, frozen = eqx.partition((fn, value, args), eqx.is_array)
     own_fn, own_inputs = own[0], (own[1], own[2])
@@ -53,20 +65,14 @@ def trace(fn: Callable, value: PyTree, args: PyTree) -> tuple[Callable, PyTree]:
         return jax.tree.map(jnp.asarray, out)
 
     closed, shape = jax.make_jaxpr(call, return_shape=True)(own_fn, own_inputs)
-    if not any(isinstance(const, jax.core.Tracer) for const in closed.consts):
-        return fn, shape
     axes = varying((own_inputs, own_fn, closed.consts))
     if any(varying(x) != axes for x in jax.tree.leaves(own_inputs)):
         # In a shard_map the loop's point varies over all of these axes: so must the jaxpr's.
         own_fn, own_inputs = vary((own_fn, own_inputs), axes)
         closed, shape = jax.make_jaxpr(call, return_shape=True)(own_fn, own_inputs)
-    result = jax.tree.structure(shape)
-    return Closed(closed.consts, jax.tree.leaves(own_fn), closed.jaxpr, result), shape
-
-
-def close(fn: Callable, value: PyTree, args: PyTree) -> Callable:
-    """`fn`, with any tracers that it captured made leaves of a module (see `trace`)."""
-    return trace(fn, value, args)[0]
+    captured, kept = eqx.partition(closed.consts, lambda x: isinstance(x, jax.core.Tracer))
+    result, leaves = jax.tree.structure(shape), jax.tree.leaves(own_fn)
+    return Closed(captured, leaves, _Constants(kept), closed.jaxpr, result), shape
 
 
 class Combined(eqx.Module):

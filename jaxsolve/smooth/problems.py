@@ -49,13 +49,11 @@ class AbstractSmooth(AbstractProblem):
         if init is None:
             raise TypeError(f"{name} needs `init`, a guess of the value: solve(problem, init=...).")
         fn, value = open_variable(self.fn, init)
-        # The user's own function stays where nothing was captured; `Combined` goes outside.
-        inner = fn.fn if isinstance(fn, Combined) else fn
         if isinstance(fn, Combined):
-            closed, out = trace(inner, fn.restore(value), self.args)
+            closed, out = trace(fn.fn, fn.restore(value), self.args)
             fn = Combined(closed, fn.rest)
         else:
-            fn, out = trace(inner, value, self.args)
+            fn, out = trace(fn, value, self.args)
         self._check(value, out)
         size = sum(x.size for x in jax.tree.leaves(value))
         return type(self)(fn, self.args, size=size), value

@@ -98,9 +98,7 @@ class ActiveSystem(AbstractPreconditioner):
 
     def _share(self) -> Float[Array, " m"]:
         """The part of dz in a row of `optimality`: 1 inactive, 0 active, 1/2 tied."""
-        return jnp.where(self.weight == 0, 1, jnp.where(self.tied, 0.5, 0)).astype(
-            self.weight.dtype
-        )
+        return jnp.where(self.weight == 0, 1, self.tied.astype(self.weight.dtype) / 2)
 
     def _gathered(self, dual: Dual) -> Float[Array, " m"]:
         return join(dual.inequality, dual.lower, dual.upper, self.weight)

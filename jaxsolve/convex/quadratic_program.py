@@ -223,7 +223,7 @@ class QuadraticProgram(AbstractProblem):
             excess = jnp.asarray(self.lower - self.upper)
             # w_l = w_u = e_i at the worst crossing i: 0'x <= upper_i - lower_i < 0.
             crossed = (excess > 0) & (jnp.arange(excess.size) == jnp.argmax(excess))
-            one = jnp.where(crossed & clean, 1.0, 0.0).astype(self.q.dtype)
+            one = (crossed & clean).astype(self.q.dtype)
             dual = Dual(dual.equality, dual.inequality, one, one)
             result = RESULTS.where(clean & jnp.any(excess > 0), RESULTS.infeasible, result)
         return result, Point(jnp.where(clean, guess.primal, 0.0), dual)

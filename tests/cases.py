@@ -493,7 +493,7 @@ FOREIGN = [
         "optimistix-LevenbergMarquardt",
         lambda: optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10),
         tolerance=_FOREIGN,
-        exempt=_COMPILED | {"exported": "its QR is a LAPACK call that jax.export does not serialise"},
+        exempt=_COMPILED | {"exported": "its QR is a LAPACK call that jax.export refuses"},
     ),
     minimise("optax-lbfgs", optax.lbfgs, tolerance=_FOREIGN, exempt=_COMPILED),
     minimise("jaxopt-LBFGS", lambda: js.Jaxopt(jaxopt.LBFGS), tolerance=_FOREIGN, exempt=_COMPILED),

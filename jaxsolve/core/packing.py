@@ -65,6 +65,7 @@ class Packed(NamedTuple):
     measure: Callable | None
     carry: list[jax.ShapeDtypeStruct]
     result: list[jax.ShapeDtypeStruct]
+    constant: list[bool]
     nested: bool
     pack_result: Callable[[PyTree[Array]], list[Array]]
 
@@ -92,6 +93,7 @@ def packed(program: Traced) -> tuple[Packed, Callable[[list[Array]], PyTree[Arra
         measure=None if shown is None else lambda c, state: shown(c, carry.unpack(state)),
         carry=carry.shapes,
         result=result.shapes,
+        constant=[False] * len(carry.groups) + [program.constant[n] for n in carry.large],
         nested=program.nested,
         pack_result=result.pack,
     )

@@ -35,6 +35,7 @@ class Traced(NamedTuple):
     Attributes:
         carry, result: shapes and dtypes, of one lane.
         axes: the mesh axes over which carry and result vary.
+        constant: which leaves of the carry the step hands on as they are.
         nested: whether the step holds a loop of its own.
     """
 
@@ -45,6 +46,7 @@ class Traced(NamedTuple):
     carry: PyTree
     result: PyTree
     axes: frozenset[str]
+    constant: list[bool]
     nested: bool
 
 
@@ -72,6 +74,7 @@ def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array],
         carry=init.state(axes),
         result=finish.shape,
         axes=axes,
+        constant=step.hands_on(len(jax.tree.leaves(init.state(axes)))),
         nested=has_loop(step.jaxpr),
     )
     return traced, data, consts
@@ -118,6 +121,12 @@ class _Closed:
     def __call__(self, consts: list[Array], *args: PyTree) -> PyTree:
         out = jax.core.eval_jaxpr(self.jaxpr, consts, *jax.tree.leaves(args))
         return jax.tree.unflatten(self.tree, [_strong(x) for x in out])
+
+    def hands_on(self, count: int) -> list[bool]:
+        """Which of the last `count` arguments are the results of their places."""
+        before = self.jaxpr.invars[len(self.jaxpr.invars) - count :]
+        after = self.jaxpr.outvars[:count]
+        return [new is old for new, old in zip(after, before, strict=True)]
 
     def state(self, axes: frozenset[str]) -> PyTree:
         """The carry that this function returns beside `done`, as types that vary over `axes`."""

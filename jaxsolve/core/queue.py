@@ -123,15 +123,24 @@ class Batch:
     def step(self, program, rows: list[Array], carry, done, count, left):
         """One step of the live lanes; the others keep their state. `left(done)`: lanes to go."""
         progress = self.call.progress
-        inputs, used = carry, rows
+        # A copy of a large constant in each step costs more than NaN in a dead lane's.
+        constants = [kept and not program.nested for kept in program.constant]
+        old, tree = jax.tree.flatten(carry)
+        inputs, used = old, rows
         if program.nested or not isinstance(self.call.lanes, Lockstep):
             live = jnp.argmin(done)
-            inputs, used = _where(
-                done, jax.tree.map(lambda x: x[live], (carry, rows)), (carry, rows)
+            inputs, used = jax.tree.map(
+                lambda x, constant: x if constant else _where(done, x[live], x),
+                (old, rows),
+                (constants, [False] * len(rows)),
             )
         data, consts, _ = self.unflatten(used)
-        stepped, stops = self.vmap(program.step, 0)(consts, data, inputs)
-        stepped = _where(done, carry, stepped)
+        stepped, stops = self.vmap(program.step, 0)(consts, data, jax.tree.unflatten(tree, inputs))
+        chosen = [
+            x if constant else _where(done, x, y)
+            for x, y, constant in zip(old, jax.tree.leaves(stepped), constants, strict=True)
+        ]
+        stepped = jax.tree.unflatten(tree, chosen)
         if progress is not None and program.measure is not None:
             count = count + 1
             _, consts, _ = self.unflatten(rows)

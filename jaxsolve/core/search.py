@@ -72,8 +72,11 @@ def advance(
     measure = solver.measure(problem, state)
     finite = jnp.isfinite(measure)
     state = jax.tree.map(
-        # Foreign states hold static leaves, too.
-        lambda new, kept: jnp.where(finite, new, kept) if eqx.is_array(new) else new,
+        # Leaves that the step hands on stay the same object: the loop does not copy them. Foreign
+        # states hold static leaves, too.
+        lambda new, kept: (
+            new if new is kept or not eqx.is_array(new) else jnp.where(finite, new, kept)
+        ),
         state,
         old.state,
     )

@@ -161,6 +161,28 @@ def test_shared_data_is_never_broadcast(lanes):
         assert f"[{slots},61,61]" not in text and f"[{slots},59]" not in text
 
 
+@pytest.mark.parametrize("lanes", [Refill(width=23), Lockstep()], ids=str)
+def test_what_a_step_hands_on_is_never_copied(lanes):
+    """A matrix of each lane's own that stays in the carry takes no part in a select."""
+
+    def one(x, scale):
+        program = Program(
+            init=lambda d: ((d[0], d[1] * jnp.eye(61)), jnp.array(False)),
+            step=lambda d, c: ((c[1] @ c[0], c[1]), jnp.sum(jnp.abs(c[0])) < 1e-2),
+            finish=lambda d, c: c[0],
+        )
+        return run(program, (x, scale), lanes=lanes)
+
+    fn = jax.vmap(one)
+    data, scale = jnp.linspace(0, 1, 23 * 61).reshape(23, 61), jnp.linspace(0.1, 0.5, 23)
+    found = equations(jax.make_jaxpr(fn)(data, scale).jaxpr)
+    shapes = [e.outvars[0].aval.shape for e in found if e.primitive.name == "select_n"]
+    assert (23, 61) in shapes
+    assert (23, 61, 61) not in shapes
+    alone = [one(x, a) for x, a in zip(data, scale, strict=True)]
+    np.testing.assert_allclose(fn(data, scale), alone, rtol=1e-5)
+
+
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_bad_lane_never_reaches_a_step(lanes, nested):

@@ -182,10 +182,8 @@ class Unrolled(AbstractAdjoint):
 
         (arrays, _), _ = jax.lax.scan(piece, (arrays, done), length=pieces)
         end: Any = eqx.combine(arrays, static)
-        point = with_multipliers(problem, solver.point(problem, end.state))
-        stopped = jax.tree.map(jax.lax.stop_gradient, conclude(problem, solver, guess, limits, end))
-        outcome = eqx.tree_at(lambda o: o.point, stopped, jax.lax.stop_gradient(point))
-        return outcome, point
+        outcome = conclude(problem, solver, guess, limits, end)
+        return jax.tree.map(jax.lax.stop_gradient, outcome), outcome.point
 
 
 class Detached(AbstractAdjoint):

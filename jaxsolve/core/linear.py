@@ -62,7 +62,6 @@ class AbstractLinearSolver(eqx.Module):
         exact: whether its answer must satisfy the system; an approximate inverse by design
             (`Neumann`) is taken as it is.
         dense: whether it wants J materialised.
-        dense: whether it wants J materialised.
     """
 
     exact: ClassVar[bool] = True

@@ -127,7 +127,9 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         refused = jnp.where(usable, 0.5 * tried, 0.1 * tried)
         radius = jnp.where(accepted, jnp.maximum(2 * tried, 2 * state.radius), refused)
         length = norm(move)
-        move = move * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))
+        # Not the quotient's minimum with 1: the derivative of an infinite one is NaN.
+        long = radius < length
+        move = move * jnp.where(long, jnp.where(long, radius, 1) / jnp.where(long, length, 1), 1)
         progress = accepted & (size < 0.99 * state.best)
         return AndersonState(
             primal=shaper(state.primal)(vector),
@@ -167,9 +169,9 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
     ) -> Vector:
         """The step of the accelerated iteration; the plain one where the memory is of no use."""
         # Unit columns; what the rounding of the products cannot tell apart is regularised away.
-        sizes = jnp.sqrt(jnp.diagonal(gram))
-        used = sizes > 0
-        sizes = jnp.where(used, sizes, jnp.ones_like(sizes))
+        squares = jnp.diagonal(gram)
+        used = squares > 0
+        sizes = jnp.sqrt(jnp.where(used, squares, 1))
         ridge = 10 * self.memory * jnp.finfo(values.dtype).eps
         scaled = gram / (sizes[:, None] * sizes[None, :])
         scaled = scaled + jnp.diag(jnp.where(used, ridge, 1.0).astype(values.dtype))

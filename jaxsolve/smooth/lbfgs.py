@@ -109,7 +109,7 @@ class Pairs(eqx.Module):
         changes = self.changes.at[row].set(change)
 
         products = matmul(steps, change)
-        safe = jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
+        safe = jnp.where(enters, curvature, jnp.ones_like(curvature))
         inverse = jnp.where(own[:, None] | own[None, :], zero, self.inverse)
         column = jnp.where(own, 1 / safe, -matmul(inverse, products) / safe)
         inverse = jnp.where(own[None, :], column[:, None], inverse)
@@ -126,7 +126,7 @@ class Pairs(eqx.Module):
             choose(inverse, self.inverse),
             choose(gram, self.gram),
             choose(jnp.where(own, curvature, self.curvature), self.curvature),
-            choose(curvature / jnp.where(square > 0, square, 1.0), self.scale),
+            choose(curvature / jnp.where(enters, square, 1.0), self.scale),
             self.count + enters.astype(jnp.int32),
         )
 

@@ -118,28 +118,34 @@ def advance(
 
 def _inside(low, low_value, low_slope, high, high_value, high_slope, trials, resolution) -> Scalar:
     """The next trial in a bracket: cubic, secant where values do not resolve, or bisection."""
+    # What is not known is replaced before it is computed with: else its derivative is NaN.
+    high = jnp.where(jnp.isfinite(high) & (high > low), high, 2 * low + 1)
     width = high - low
-    secant = low - low_slope * width / (high_slope - low_slope)
+    known = jnp.isfinite(high_slope)
+    high_value = jnp.where(known, high_value, low_value)
+    high_slope = jnp.where(known, high_slope, -low_slope)
+    rise = high_slope - low_slope
+    rises = high_slope > 0
+    secant = low - low_slope * width / jnp.where(rises, rise, 1)
     # The minimiser of the cubic (Nocedal and Wright, 3.59).
     a = low_slope + high_slope - 3 * (high_value - low_value) / width
     square = a * a - low_slope * high_slope
-    b = jnp.sqrt(jnp.maximum(square, 0.0))
-    cubic = high - width * (high_slope + b - a) / (high_slope - low_slope + 2 * b)
+    positive = square > 0
+    b = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    bottom = rise + 2 * b
+    cubic = high - width * (high_slope + b - a) / jnp.where(bottom != 0, bottom, 1)
     resolved = (jnp.abs(high_value - low_value) > 10 * resolution) & (square >= 0)
-    guess = jnp.where(resolved, cubic, jnp.where(high_slope > 0, secant, unknown_like(low)))
+    guess = jnp.where(resolved, cubic, secant)
     # Nothing finite out there: come down fast, the scale may be off by many orders.
-    blind = low + 0.1 * width
-    middle = jnp.where(jnp.isnan(high_slope), blind, low + 0.5 * width)
-    good = jnp.isfinite(guess) & (trials % 4 != 0)
+    middle = low + jnp.where(known, 0.5, 0.1) * width
+    good = known & jnp.where(resolved, bottom != 0, rises) & jnp.isfinite(guess) & (trials % 4 != 0)
     return jnp.clip(jnp.where(good, guess, middle), low + 0.05 * width, high - 0.05 * width)
-
-
-def unknown_like(x: Scalar) -> Scalar:
-    return jnp.full_like(x, jnp.nan)
 
 
 def _beyond(low, low_slope, trial, slope) -> Scalar:
     """The next trial when all so far were too short: the secant's, 2 to 10 times longer."""
+    rises = slope > low_slope
+    slope = jnp.where(rises, slope, low_slope + 1)
     guess = trial - slope * (trial - low) / (slope - low_slope)
-    guess = jnp.where((slope > low_slope) & jnp.isfinite(guess), guess, 10 * trial)
+    guess = jnp.where(rises & jnp.isfinite(guess), guess, 10 * trial)
     return jnp.clip(guess, 2 * trial, 10 * trial)

@@ -39,18 +39,26 @@ _HESSIANS = ("dogleg", "trust-exact")
 
 
 class Host:
-    """A problem as NumPy functions of a float64 vector."""
+    """A problem as NumPy functions of a float64 vector.
 
-    def __init__(self, functions: Any, data: Any, start: np.ndarray):
-        self.functions, self.data, self.dtype = functions, data, start.dtype
+    Args:
+        functions: of the problem's data and a flat point.
+        compiled: their compiled programs by name, kept from run to run.
+        data: the problem's arrays.
+        start: the point to start from.
+    """
+
+    def __init__(self, functions: Any, compiled: dict[str, Callable], data: Any, start: np.ndarray):
+        self.functions, self.compiled, self.data = functions, compiled, data
+        self.dtype = start.dtype
         self.start = start.astype(np.float64)
         self.eps = float(np.finfo(start.dtype).eps)
         self.tight = self.eps**0.75
         """About what the dtype can resolve of a gradient."""
 
-    def of(self, fn: Callable) -> Callable:
-        """`fn(data, x, ...)`, compiled."""
-        compiled = jax.jit(fn)
+    def of(self, name: str, fn: Callable) -> Callable:
+        """`fn(data, x, ...)`, compiled once for all runs as `name`."""
+        compiled = self.compiled.setdefault(name, jax.jit(fn))
 
         def call(x: np.ndarray, *more: np.ndarray) -> Any:
             given = [np.asarray(v, self.dtype) for v in (x, *more)]
@@ -62,7 +70,8 @@ class Host:
     def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
         if self.functions.bounds is None:
             return None
-        lower, upper = jax.jit(self.functions.bounds)(self.data)
+        compiled = self.compiled.setdefault("bounds", jax.jit(self.functions.bounds))
+        lower, upper = compiled(self.data)
         return np.asarray(lower, np.float64), np.asarray(upper, np.float64)
 
 
@@ -77,15 +86,17 @@ def minimise(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
     fn = host.functions.objective
     given: dict[str, Any] = {}
     if method in _GRADIENT_FREE:
-        function = host.of(fn)
+        function = host.of("objective", fn)
     else:
-        function, given["jac"] = host.of(jax.value_and_grad(fn, argnums=1)), True
+        function = host.of("value and gradient", jax.value_and_grad(fn, argnums=1))
+        given["jac"] = True
     if method in _PRODUCTS:
         given["hessp"] = host.of(
-            lambda data, x, v: jax.jvp(lambda y: jax.grad(fn, argnums=1)(data, y), (x,), (v,))[1]
+            "Hessian product",
+            lambda data, x, v: jax.jvp(lambda y: jax.grad(fn, argnums=1)(data, y), (x,), (v,))[1],
         )
     if method in _HESSIANS:
-        given["hess"] = host.of(jax.hessian(fn, argnums=1))
+        given["hess"] = host.of("Hessian", jax.hessian(fn, argnums=1))
     bounds = host.bounds()
     start = host.start
     if bounds is not None:
@@ -129,8 +140,8 @@ def _constraints(method: str, host: Host) -> list[Any]:
         if fn is None:
             continue
         # A row without effect (-inf <= 0) must be a number to SciPy.
-        value = host.of(lambda data, x, fn=fn: jnp.maximum(fn(data, x), -1e12))
-        jacobian = host.of(jax.jacobian(fn, argnums=1))
+        value = host.of(name, lambda data, x, fn=fn: jnp.maximum(fn(data, x), -1e12))
+        jacobian = host.of(f"{name} Jacobian", jax.jacobian(fn, argnums=1))
         if method == "SLSQP" or method == "COBYLA":
             # Their inequalities are at least 0, ours at most.
             kind, factor = ("eq", 1.0) if name == "equality" else ("ineq", -1.0)
@@ -146,7 +157,7 @@ def _constraints(method: str, host: Host) -> list[Any]:
         def curvature(data: Any, x: Any, v: Any, fn: Any = fn) -> Any:
             return jax.hessian(lambda y: jnp.vdot(v, fn(data, y)))(x)
 
-        hessian = host.of(curvature)
+        hessian = host.of(f"{name} Hessian", curvature)
         found.append(optimize.NonlinearConstraint(value, sign, 0.0, jac=jacobian, hess=hessian))
     return found
 
@@ -156,7 +167,7 @@ def root(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
     fn = host.functions.residuals
     given: dict[str, Any] = {}
     if method in ("hybr", "lm"):
-        given["jac"] = host.of(jax.jacobian(fn, argnums=1))
+        given["jac"] = host.of("Jacobian", jax.jacobian(fn, argnums=1))
     tight, eps = host.tight, host.eps
     defaults = {
         "hybr": {"xtol": eps},
@@ -166,7 +177,8 @@ def root(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
         "krylov": {"fatol": tight, "jac_options": {"rdiff": eps**0.5}},
     }.get(method, {"fatol": tight})
     options = {**defaults, **options}
-    return optimize.root(host.of(fn), host.start, method=method, options=options, **given).x
+    function = host.of("residuals", fn)
+    return optimize.root(function, host.start, method=method, options=options, **given).x
 
 
 def least_squares(method: str, options: dict[str, Any], host: Host) -> np.ndarray:
@@ -179,7 +191,7 @@ def least_squares(method: str, options: dict[str, Any], host: Host) -> np.ndarra
     if bounds is not None:
         start = np.clip(start, *bounds)
         given["bounds"] = bounds
-    jacobian = host.of(jax.jacobian(fn, argnums=1))
-    return optimize.least_squares(
-        host.of(fn), start, jac=jacobian, method=method, **{**given, **options}
-    ).x
+    function = host.of("residuals", fn)
+    jacobian = host.of("Jacobian", jax.jacobian(fn, argnums=1))
+    given = {**given, **options}
+    return optimize.least_squares(function, start, jac=jacobian, method=method, **given).x

@@ -83,12 +83,19 @@ class Scipy(AbstractForeign):
             self.method,
             dict(self.options),
             _functions(problem.statement(), static, unravel, state.primal),
+            {},
         )
         x64 = jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64
-        out = (jax.ShapeDtypeStruct(flat.shape, flat.dtype), jax.ShapeDtypeStruct((), jnp.int32))
-        x, code = jax.pure_callback(
-            lambda data, x: _run(call, x64, data, x), out, data, flat, vmap_method="sequential"
-        )
+        words, dtypes = _words((data, flat))
+        out = (jax.eval_shape(lambda x: _words(x)[0], flat), jax.ShapeDtypeStruct((), jnp.int32))
+
+        def on_host(words: PyTree) -> tuple[np.ndarray, np.integer]:
+            data, x = jax.tree.map(lambda x, dtype: _array(np.asarray(x), dtype), words, dtypes)
+            x, code = _run(call, x64, data, x)
+            return (x.view(np.uint32).reshape(out[0].shape) if x.itemsize > 4 else x), code
+
+        x, code = jax.pure_callback(on_host, out, words, vmap_method="sequential")
+        x = jax.lax.bitcast_convert_type(x, flat.dtype) if x.dtype != flat.dtype else x
         failure = _CODES[0]
         for i, item in enumerate(_CODES):
             failure = RESULTS.where(code == i, item, failure)
@@ -107,6 +114,24 @@ class Scipy(AbstractForeign):
     @property
     def _patience(self) -> int:
         return 3
+
+
+def _words(tree: PyTree[Array]) -> tuple[PyTree[Array], PyTree]:
+    """The tree with 8-byte leaves as pairs of uint32, and its dtypes: the callback's thread has not
+    the caller's precision, and would round what it is given."""
+    dtypes = jax.tree.map(lambda x: np.dtype(x.dtype), tree)
+
+    def words(x: Array) -> Array:
+        return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize > 4 else x
+
+    return jax.tree.map(words, tree), dtypes
+
+
+def _array(words: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The inverse of `_words`, on the host."""
+    if dtype.itemsize <= 4:
+        return words
+    return np.ascontiguousarray(words).view(dtype).reshape(words.shape[:-1])
 
 
 class _Options(dict):
@@ -131,6 +156,7 @@ class _Call(NamedTuple):
     method: str
     options: dict[str, Any]
     functions: _Functions
+    compiled: dict[str, Callable]
 
 
 def _functions(
@@ -165,16 +191,14 @@ def _functions(
     )
 
 
-def _run(call: _Call, x64: bool, data: PyTree, x: Array) -> tuple[np.ndarray, np.integer]:
+def _run(call: _Call, x64: bool, data: PyTree, start: np.ndarray) -> tuple[np.ndarray, np.integer]:
     """On the host: the point where the method ended, and the index of its failure in `_CODES`."""
-    start = np.asarray(x)
     functions = call.functions
-    # The callback runs in a thread of the runtime, which has not the caller's precision.
     with jax.enable_x64(x64):
         try:
             if not np.all(np.isfinite(start)):
                 return start, np.int32(3)
-            host = Host(functions, data, start)
+            host = Host(functions, call.compiled, data, start)
             if call.method in MINIMISERS:
                 found = minimise(call.method, call.options, host)
             elif call.method in ROOTS and functions.kind in ("root", "fixed_point"):

@@ -95,7 +95,9 @@ LOWEST := tests/test_imports.py tests/core/test_solve.py tests/core/test_linear.
 	@touch $@
 
 bench: .venv-bench/.ready ## The benchmarks, peers side by side, into benchmarks/results/
-	@for file in benchmarks/[a-z]*.py; do .venv-bench/bin/python $$file; done
+	@for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks.$$name; done
+
+BENCHMARKS ?= $(filter-out side_by_side,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .venv-bench/.ready: requirements/bench.txt
 	$(call environment,.venv-bench,requirements/bench.txt)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import jaxsolve
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -108,7 +110,7 @@ def write(
         "seconds": round(seconds, 1),
         "device": device,
         "dtype": dtype,
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "figures": figures,
     }
     (RESULTS / f"{experiment}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -126,6 +128,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or not np.isfinite(value):
         return "-"
     return f"{value:.{digits}g}"
+
+
+def _version(name: str) -> str:
+    # The library itself is run from the checkout.
+    return jaxsolve.__version__ if name == "jaxsolve" else version(name)
 
 
 def _cores() -> int:

@@ -394,10 +394,10 @@ def _maps(ours: Outcome) -> Any:
         ours.log_weights.mean(axis=0).reshape(8, 8) / np.log(10), cmap="cividis"
     )
     figure.colorbar(shades, ax=weights, shrink=0.8)
-    weights.set_title("log10 of the weight, mean of the splits")
+    weights.set_title("log10 of the weight, mean")
     shades = ink.imshow(digits().x.std(axis=0).reshape(8, 8), cmap="cividis")
     figure.colorbar(shades, ax=ink, shrink=0.8)
-    ink.set_title("standard deviation of the pixel")
+    ink.set_title("standard deviation")
     for one in (weights, ink):
         one.grid(False)
         one.set_xticks([])

@@ -191,7 +191,8 @@ def _table(folder: Path) -> str:
 def _plots(folder: Path) -> str:
     shown = []
     for path in sorted(folder.glob("*.png")):
-        name = escape(path.stem.replace("-", " "))
+        # A number in front only orders the plots.
+        name = escape(path.stem.lstrip("0123456789-").replace("-", " "))
         content = path.read_bytes()
         if not content.startswith(_PNG):
             shown.append(f'<p class="soft">{name}: not a PNG.</p>')

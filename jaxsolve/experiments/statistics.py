@@ -21,7 +21,7 @@ class Difference(NamedTuple):
         """Better (lower), worse, or not to be told apart."""
         if self.high < 0:
             return "better"
-        return "worse" if self.low > 0 else "cannot be told apart"
+        return "worse" if self.low > 0 else "not to be told apart"
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, overlap: float) -> Difference:

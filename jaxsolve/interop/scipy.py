@@ -205,7 +205,7 @@ def _run(call: _Call, x64: bool, data: PyTree, start: np.ndarray) -> tuple[np.nd
                 found = root(call.method, call.options, host)
             else:
                 found = least_squares(call.method, call.options, host)
-            found = np.asarray(found, start.dtype).reshape(start.shape)
+            found = np.ascontiguousarray(found, start.dtype).reshape(start.shape)
             if np.all(np.isfinite(found)):
                 return found, np.int32(0)
             return start, np.int32(3)

@@ -17,7 +17,6 @@ Stellato et al. (2020).
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -336,7 +335,3 @@ def _equality(dual):
 
 def _none(x: Any) -> bool:
     return x is None
-
-
-def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

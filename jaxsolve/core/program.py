@@ -66,15 +66,16 @@ def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array],
             break
         axes = wider
     init, step, finish, *shown = closed
+    carry = init.state(axes)
     traced = Traced(
         init=lambda consts, data: vary(init(consts[0], data), axes),
         step=lambda consts, data, carry: vary(step(consts[1], data, carry), axes),
         finish=lambda consts, data, carry: vary(finish(consts[2], data, carry), axes),
         measure=(lambda consts, carry: shown[0](consts[3], carry)) if shown else None,
-        carry=init.state(axes),
+        carry=carry,
         result=finish.shape,
         axes=axes,
-        constant=step.hands_on(len(jax.tree.leaves(init.state(axes)))),
+        constant=step.hands_on(len(jax.tree.leaves(carry))),
         nested=has_loop(step.jaxpr),
     )
     return traced, data, consts

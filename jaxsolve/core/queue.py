@@ -129,22 +129,20 @@ class Batch:
         progress = self.call.progress
         # A copy of a large constant in each step costs more than NaN in a dead lane's.
         constants = [kept and not program.nested for kept in program.constant]
+
+        def where_done(new: list[Array], old: list[Array]) -> list[Array]:
+            triples = zip(new, old, constants, strict=True)
+            return [o if constant else _where(done, n, o) for n, o, constant in triples]
+
         old, tree = jax.tree.flatten(carry)
         inputs, used = old, rows
         if program.nested or not isinstance(self.call.lanes, Lockstep):
             live = jnp.argmin(done)
-            inputs, used = jax.tree.map(
-                lambda x, constant: x if constant else _where(done, x[live], x),
-                (old, rows),
-                (constants, [False] * len(rows)),
-            )
+            inputs = where_done([x[live] for x in old], old)
+            used = _where(done, [x[live] for x in rows], rows)
         data, consts, _ = self.unflatten(used)
         stepped, stops = self.vmap(program.step, 0)(consts, data, jax.tree.unflatten(tree, inputs))
-        chosen = [
-            x if constant else _where(done, x, y)
-            for x, y, constant in zip(old, jax.tree.leaves(stepped), constants, strict=True)
-        ]
-        stepped = jax.tree.unflatten(tree, chosen)
+        stepped = jax.tree.unflatten(tree, where_done(old, jax.tree.leaves(stepped)))
         if progress is not None and program.measure is not None:
             count = count + 1
             _, consts, _ = self.unflatten(rows)

@@ -1,7 +1,5 @@
 """Pytrees as vectors, and products at full precision (GPUs and TPUs lower it by default)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -15,11 +13,6 @@ HIGHEST = jax.lax.Precision.HIGHEST
 def ravel(tree: PyTree[Array]) -> Float[Array, " n"]:
     """The leaves of `tree` as one vector."""
     return ravel_pytree(tree)[0]
-
-
-def unraveller(tree: PyTree[Array]) -> Callable[[Float[Array, " n"]], PyTree[Array]]:
-    """The function that takes a vector back to the structure of `tree`."""
-    return ravel_pytree(tree)[1]
 
 
 def identity(like: Float[Array, " n"]) -> Float[Array, "n n"]:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
-from ..core.vectors import largest, matmul
+from ..core.vectors import largest
+from . import sparse
 
 
 def separation(products: Float[Array, " m"], noise: Float[Array, ""]) -> Bool[Array, ""]:
@@ -39,10 +40,10 @@ def proves_infeasible(problem: Any, dual: Dual) -> Bool[Array, ""]:
             # A positive multiplier of an infinite side proves nothing.
             signs = signs & jnp.all((value == 0) | ((value > 0) & there))
         weight = -value if sign < 0 else value
-        rest = rest + (weight if matrix is None else matmul(weight, matrix))
+        rest = rest + (weight if matrix is None else sparse.transposed(matrix, weight))
         side = jnp.where(there, side, 0)
         products.append(weight * side)
-        size = 1.0 if matrix is None else _positive(jnp.max(jnp.abs(matrix), axis=1))
+        size = 1.0 if matrix is None else _positive(sparse.sizes(matrix))
         distances.append(side / size)
     far = largest(jnp.concatenate(distances + [problem.q[:1] * 0]))
     return signs & separation(jnp.concatenate(products), far * largest(rest))
@@ -54,11 +55,11 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     To rounding: q'd is 1e6 (1e3) times each violation, of rows scaled to the size of q. A feasible
     point has to be shown apart; where there is none, `infeasible` is found first.
     """
-    parts = [_scaled(problem.P, matmul(problem.P, ray))]
+    parts = [_scaled(problem.P, sparse.symmetric(problem.P, ray))]
     if problem.A is not None:
-        parts.append(_scaled(problem.A, matmul(problem.A, ray)))
+        parts.append(_scaled(problem.A, sparse.apply(problem.A, ray)))
     if problem.G is not None:
-        above = _scaled(problem.G, jnp.maximum(matmul(problem.G, ray), 0))
+        above = _scaled(problem.G, jnp.maximum(sparse.apply(problem.G, ray), 0))
         parts.append(jnp.where(jnp.isfinite(problem.h), above, 0))
     for bound, sign in ((problem.lower, -1), (problem.upper, 1)):
         if bound is not None:
@@ -66,8 +67,8 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     return separation(problem.q * ray, largest(problem.q) * largest(jnp.concatenate(parts)))
 
 
-def _scaled(matrix: Float[Array, "m n"], product: Float[Array, " m"]) -> Float[Array, " m"]:
-    return product / _positive(jnp.max(jnp.abs(matrix), axis=1))
+def _scaled(matrix: Any, product: Float[Array, " m"]) -> Float[Array, " m"]:
+    return product / _positive(sparse.sizes(matrix))
 
 
 def _positive(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core.solution import Dual, is_traced
+from . import sparse
 
 
 def prepare(problem: Any, init: PyTree | None) -> tuple[Any, Float[Array, " n"]]:
@@ -28,9 +29,9 @@ def prepare(problem: Any, init: PyTree | None) -> tuple[Any, Float[Array, " n"]]
         if arrays[field] is None:
             raise TypeError(f"{name}: `{field}` is None; give zeros for a term that is absent.")
     P, q = arrays["P"], arrays["q"]
-    if P.ndim != 2 or P.shape[0] != P.shape[1]:
+    if len(_shape(P)) != 2 or _shape(P)[0] != _shape(P)[1]:
         raise ValueError(f"{name}: `P` must be square; it is {_show(P)}.")
-    n = P.shape[0]
+    n = _shape(P)[0]
     if n == 0:
         raise ValueError(f"{name}: `P` is {_show(P)}: a problem needs at least one variable.")
     _fits(name, "q", q, (n,), "P", P)
@@ -41,16 +42,16 @@ def prepare(problem: Any, init: PyTree | None) -> tuple[Any, Float[Array, " n"]]
         if arrays[matrix] is None:
             continue
         _fits(name, matrix, arrays[matrix], (None, n), "P", P)
-        _fits(name, side, arrays[side], (arrays[matrix].shape[0],), matrix, arrays[matrix])
-        if arrays[matrix].shape[0] == 0:
+        _fits(name, side, arrays[side], (_shape(arrays[matrix])[0],), matrix, arrays[matrix])
+        if _shape(arrays[matrix])[0] == 0:
             arrays[matrix] = arrays[side] = None
     for field in ("lower", "upper"):
         if arrays[field] is not None:
             if arrays[field].ndim == 0:
-                arrays[field] = jnp.broadcast_to(arrays[field].astype(P.dtype), (n,))
+                arrays[field] = jnp.broadcast_to(arrays[field].astype(_dtype(P)), (n,))
             _fits(name, field, arrays[field], (n,), "P", P)
     for field, value in arrays.items():
-        if value is not None and value.dtype != P.dtype:
+        if value is not None and _dtype(value) != _dtype(P):
             raise TypeError(
                 f"{name}: `{field}` is {_show(value)}, but `P` is {_show(P)}. "
                 "Cast them to one precision."
@@ -65,9 +66,10 @@ def prepare(problem: Any, init: PyTree | None) -> tuple[Any, Float[Array, " n"]]
             )
         value = _floating(name, "init", init)
         _fits(name, "init", value, (n,), "P", P)
-        if value.dtype != P.dtype:
+        if value.dtype != _dtype(P):
             raise TypeError(f"{name}: `init` is {_show(value)}, but `P` is {_show(P)}.")
-    arrays["P"] = (P + P.T) / 2
+    if not sparse.is_matrix_free(P):
+        arrays["P"] = (P + P.T) / 2
     return type(problem)(arrays.pop("P"), arrays.pop("q"), **arrays), value
 
 
@@ -103,7 +105,9 @@ def pairs(dual: Dual, slack: Dual) -> Iterator[tuple[Array, Array]]:
             yield getattr(dual, name), getattr(slack, name)
 
 
-def _floating(name: str, field: str, value: Any) -> Array:
+def _floating(name: str, field: str, value: Any) -> Any:
+    if field in _MATRICES and sparse.is_matrix_free(value):
+        return sparse.checked(name, field, value)
     if not hasattr(value, "dtype") and not isinstance(value, float):
         try:
             value = np.asarray(value)
@@ -118,9 +122,10 @@ def _floating(name: str, field: str, value: Any) -> Array:
     return jnp.asarray(value)
 
 
-def _fits(name: str, field: str, value: Array, shape: tuple, other: str, against: Array) -> None:
-    fits = value.ndim == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, value.shape, strict=True)
+def _fits(name: str, field: str, value: Any, shape: tuple, other: str, against: Any) -> None:
+    got = _shape(value)
+    fits = len(got) == len(shape) and all(
+        w is None or w == g for w, g in zip(shape, got, strict=True)
     )
     if not fits:
         wanted = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
@@ -130,5 +135,61 @@ def _fits(name: str, field: str, value: Array, shape: tuple, other: str, against
         )
 
 
-def _show(value: Array) -> str:
-    return f"{value.dtype}{list(value.shape)}"
+_MATRICES = ("P", "A", "G")
+_shape, _dtype = sparse.shape_of, sparse.dtype_of
+
+
+def _show(value: Any) -> str:
+    return f"{_dtype(value)}{list(_shape(value))}"
+
+
+def prepare_cones(problem: Any, init: PyTree | None) -> tuple[dict[str, Any], Float[Array, " n"]]:
+    """The fields of a `ConeProgram`, P symmetric, and the initial value.
+
+    Raises:
+        TypeError, ValueError: the message names the field and both shapes.
+    """
+    name, arrays = type(problem).__name__, {}
+    for field in ("P", "q", "A", "b", "G", "h"):
+        value = getattr(problem, field)
+        arrays[field] = None if value is None else _floating(name, field, value)
+    P, q = arrays["P"], arrays["q"]
+    if q is None or len(_shape(q)) != 1 or _shape(q)[0] == 0:
+        what = "None" if q is None else _show(q)
+        raise ValueError(
+            f"{name}: `q` is {what}: it must have shape [any], with one entry or more."
+        )
+    n = q.shape[0]
+    if P is not None:
+        _fits(name, "P", P, (n, n), "q", q)
+    for matrix, side in (("A", "b"), ("G", "h")):
+        if (arrays[matrix] is None) != (arrays[side] is None):
+            given, absent = (matrix, side) if arrays[side] is None else (side, matrix)
+            raise TypeError(f"{name}: `{given}` is given, but `{absent}` is None.")
+        if arrays[matrix] is None:
+            continue
+        _fits(name, matrix, arrays[matrix], (None, n), "q", q)
+        _fits(name, side, arrays[side], (_shape(arrays[matrix])[0],), matrix, arrays[matrix])
+        if _shape(arrays[matrix])[0] == 0:
+            arrays[matrix] = arrays[side] = None
+    rows = [cone.rows for cone in problem.cones]
+    given = 0 if arrays["G"] is None else _shape(arrays["G"])[0]
+    if sum(rows) != given:
+        raise ValueError(
+            f"{name}: `cones` have {rows} rows, {sum(rows)} in all, but `G` has {given}."
+        )
+    value = jnp.zeros_like(q)
+    if init is not None:
+        if jax.tree.structure(init) != jax.tree.structure(0):
+            raise TypeError(f"{name}: `init` must be one array of shape {[n]}; it is a structure.")
+        value = _floating(name, "init", init)
+        _fits(name, "init", value, (n,), "q", q)
+    for field, array in {**arrays, "init": value}.items():
+        if array is not None and _dtype(array) != q.dtype:
+            raise TypeError(
+                f"{name}: `{field}` is {_show(array)}, but `q` is {_show(q)}. "
+                "Cast them to one precision."
+            )
+    if P is not None and not sparse.is_matrix_free(P):
+        arrays["P"] = (P + P.T) / 2
+    return arrays, value

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, finite, largest, matmul
-from . import fields
+from ..core.vectors import dot, largest
+from . import fields, sparse
+from .sparse import Matrix
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -47,7 +48,8 @@ class QuadraticProgram(AbstractProblem):
 
     Args:
         P: symmetric, positive semidefinite on the null space of A; read as (P + P')/2. Zero makes
-            it a linear program.
+            it a linear program. P, A and G may be sparse (`BCOO`) or lineax operators: then the
+            solver is `OperatorSplitting`.
         q: the linear term.
         A, b: equalities; rows may be redundant.
         G, h: inequalities; +inf in h is a row without effect.
@@ -55,11 +57,11 @@ class QuadraticProgram(AbstractProblem):
             entries fix a variable.
     """
 
-    P: Float[Array, "n n"]
+    P: Float[Array, "n n"] | Matrix
     q: Float[Array, " n"]
-    A: Float[Array, "p n"] | None = eqx.field(default=None, kw_only=True)
+    A: Float[Array, "p n"] | Matrix | None = eqx.field(default=None, kw_only=True)
     b: Float[Array, " p"] | None = eqx.field(default=None, kw_only=True)
-    G: Float[Array, "m n"] | None = eqx.field(default=None, kw_only=True)
+    G: Float[Array, "m n"] | Matrix | None = eqx.field(default=None, kw_only=True)
     h: Float[Array, " m"] | None = eqx.field(default=None, kw_only=True)
     lower: Float[Array, " n"] | Float[Array, ""] | float | None = eqx.field(
         default=None, kw_only=True
@@ -93,23 +95,23 @@ class QuadraticProgram(AbstractProblem):
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """x'Px/2 + q'x."""
-        return dot(x, matmul(self.P, x)) / 2 + dot(self.q, x)
+        return dot(x, sparse.apply(self.P, x)) / 2 + dot(self.q, x)
 
     def conditions(self, point: Point) -> Conditions:
         """The gradient of the Lagrangian, Ax - b and the slacks."""
         x, dual = point.primal, point.dual
-        terms = [(matmul(self.P, x) + matmul(x, self.P)) / 2, self.q]
+        terms = [sparse.symmetric(self.P, x), self.q]
         sizes, equality = [], None
         slack = Dual()
         if self.A is not None and self.b is not None:
-            row = matmul(self.A, x)
+            row = sparse.apply(self.A, x)
             equality = row - self.b
-            terms.append(matmul(dual.equality, self.A))
+            terms.append(sparse.transposed(self.A, dual.equality))
             sizes += [row, self.b]
         if self.G is not None and self.h is not None:
-            row = matmul(self.G, x)
+            row = sparse.apply(self.G, x)
             slack = Dual(inequality=self.h - row)
-            terms.append(matmul(dual.inequality, self.G))
+            terms.append(sparse.transposed(self.G, dual.inequality))
             sizes.append(row)
         if self.lower is not None:
             slack = eqx.tree_at(lambda d: d.lower, slack, x - self.lower, is_leaf=_none)
@@ -192,8 +194,10 @@ class QuadraticProgram(AbstractProblem):
 
     def default_solver(self) -> "AbstractSolver":
         from .interior_point import InteriorPoint
+        from .operator_splitting import OperatorSplitting
 
-        return InteriorPoint()
+        free = any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G))
+        return OperatorSplitting() if free else InteriorPoint()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
         return fields.prepare(self, init)
@@ -209,8 +213,8 @@ class QuadraticProgram(AbstractProblem):
         )
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        clean = finite(*(x for x in (self.P, self.q, self.A, self.b, self.G) if x is not None))
-        clean = clean & jnp.all(jnp.isfinite(guess.primal))
+        data = (self.P, self.q, self.A, self.b, self.G, guess.primal)
+        clean = jnp.all(jnp.stack([sparse.all_finite(x) for x in data if x is not None]))
         if self.h is not None:
             clean = clean & jnp.all(self.h > -jnp.inf)
         if self.lower is not None:
@@ -242,11 +246,11 @@ class QuadraticProgram(AbstractProblem):
     def statement(self) -> Statement:
         def equality(x):
             assert self.A is not None and self.b is not None
-            return matmul(self.A, x) - self.b
+            return sparse.apply(self.A, x) - self.b
 
         def inequality(x):
             assert self.G is not None and self.h is not None
-            return matmul(self.G, x) - self.h
+            return sparse.apply(self.G, x) - self.h
 
         return Statement(
             "minimise",

@@ -1,0 +1,226 @@
+"""The convex program with cones.
+
+    minimise  x'Px/2 + q'x   subject to   Ax = b,   s = h - Gx in K,
+
+K a product of cones. With the multipliers y of the equalities and z of the cone, x is a solution
+when
+
+    Px + q + A'y + G'z = 0,   Ax = b,   s = Pi(s - z),
+
+Pi the projection on K: the last line says that s is in K, z in its dual cone, and s'z = 0. For the
+nonnegative cone it is min(z, s) = 0.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ..core.problem import AbstractProblem, Statement, Structure
+from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
+from ..core.vectors import dot, largest
+from . import fields, sparse
+from .certificates import separation
+from .cones import AbstractCone, Product
+from .sparse import Matrix
+
+if TYPE_CHECKING:
+    from ..core.solver import AbstractSolver
+
+
+class Conditions(NamedTuple):
+    """The optimality conditions before complementarity, and the sizes of what was added up."""
+
+    gradient: Float[Array, " n"]
+    equality: Float[Array, " p"] | None
+    slack: Float[Array, " m"] | None
+    primal_scale: Float[Array, ""]
+    dual_scale: Float[Array, ""]
+
+
+class ConeProgram(AbstractProblem):
+    """minimise x'Px/2 + q'x subject to Ax = b and h - Gx in a product of cones.
+
+    The rows of G are those of the first cone, then of the second, and so on. `Dual(equality=y,
+    inequality=z)` has the signs of the Lagrangian f + y'(Ax - b) + z'(Gx - h), z in the dual cone.
+
+    Example:
+        ```python
+        # The point of the unit disc furthest along (1, 2): |x| <= 1 is (1, x) in the cone.
+        G = jnp.concatenate([jnp.zeros((1, 2)), -jnp.eye(2)])
+        h = jnp.array([1.0, 0.0, 0.0])
+        problem = ConeProgram(None, jnp.array([-1.0, -2.0]), G=G, h=h, cones=[SecondOrder(3)])
+        solve(problem).value
+        ```
+
+    Args:
+        P: symmetric, positive semidefinite; read as (P + P')/2; `None` for a linear objective.
+        q: the linear term.
+        A, b: equalities.
+        G, h: s = h - Gx.
+        cones: `Zero, Nonnegative, SecondOrder, PositiveSemidefinite, Exponential`, in the order of
+            the rows of G.
+    """
+
+    P: Matrix | None
+    q: Float[Array, " n"]
+    A: Matrix | None = eqx.field(default=None, kw_only=True)
+    b: Float[Array, " p"] | None = eqx.field(default=None, kw_only=True)
+    G: Matrix | None = eqx.field(default=None, kw_only=True)
+    h: Float[Array, " m"] | None = eqx.field(default=None, kw_only=True)
+    cones: tuple[AbstractCone, ...] = eqx.field(default=(), kw_only=True, converter=tuple)
+
+    @property
+    def cone(self) -> Product:
+        """The product of `cones`."""
+        return Product(self.cones)
+
+    @property
+    def structure(self) -> Structure:
+        return Structure(symmetric=self.G is None)
+
+    def bend(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """(P + P')x/2."""
+        return jnp.zeros_like(x) if self.P is None else sparse.symmetric(self.P, x)
+
+    def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
+        """x'Px/2 + q'x."""
+        return dot(x, self.bend(x)) / 2 + dot(self.q, x)
+
+    def conditions(self, point: Point) -> Conditions:
+        """The gradient of the Lagrangian, Ax - b and the slack."""
+        x, dual = point.primal, point.dual
+        bent = self.bend(x)
+        gradient = bent + self.q
+        one = jnp.ones_like(x[0])
+        primal, terms = one, jnp.maximum(jnp.maximum(one, largest(bent)), largest(self.q))
+        equality = slack = None
+        if self.A is not None and self.b is not None:
+            row, push = sparse.apply(self.A, x), sparse.transposed(self.A, dual.equality)
+            equality, gradient = row - self.b, gradient + push
+            primal = jnp.maximum(jnp.maximum(primal, largest(row)), largest(self.b))
+            terms = jnp.maximum(terms, largest(push))
+        if self.G is not None and self.h is not None:
+            row, push = sparse.apply(self.G, x), sparse.transposed(self.G, dual.inequality)
+            slack, gradient = self.h - row, gradient + push
+            primal = jnp.maximum(jnp.maximum(primal, largest(row)), largest(self.h))
+            terms = jnp.maximum(terms, largest(push))
+        return Conditions(gradient, equality, slack, primal, terms)
+
+    def optimality(self, point: Point) -> Point:
+        found, natural = self.conditions(point), None
+        if found.slack is not None:
+            z = point.dual.inequality
+            natural = found.slack - self.cone.project(found.slack - z)
+        return Point(found.gradient, Dual(found.equality, natural))
+
+    def residual(self, point: Point) -> Residual:
+        """Maximum norms, judged against the size of what was added up to form them.
+
+        The primal scale is max(1, |Ax|, |b|, |Gx|, |h|), the dual one max(1, |Px|, |q|, |A'y|,
+        |G'z|). The primal residual is of Ax = b and s - Pi(s). Complementarity is that of slack and
+        dual each over its scale; `scale` says what it came to.
+        """
+        found = self.conditions(point)
+        zero = jnp.zeros_like(found.primal_scale)
+        primal = zero if found.equality is None else largest(found.equality)
+        worst, scale = zero, jnp.maximum(found.primal_scale, found.dual_scale)
+        if found.slack is not None:
+            s, z, cone = found.slack, point.dual.inequality, self.cone
+            primal = jnp.maximum(primal, largest(s - cone.project(s)))
+            worst = largest(s - cone.project(s - z))
+            s, z = s / found.primal_scale, z / found.dual_scale
+            relative = largest(s - cone.project(s - z))
+            present = relative > 0
+            scale = jnp.where(present, worst / jnp.where(present, relative, 1), scale)
+        return Residual(
+            primal,
+            largest(found.gradient),
+            worst,
+            Scale(found.primal_scale, found.dual_scale, scale),
+        )
+
+    def default_solver(self) -> "AbstractSolver":
+        from .operator_splitting import OperatorSplitting
+
+        return OperatorSplitting()
+
+    def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
+        name = type(self).__name__
+        for cone in self.cones:
+            if not isinstance(cone, AbstractCone):
+                raise TypeError(f"{name}: `cones` holds {cone!r}; give cones, as SecondOrder(3).")
+        arrays, value = fields.prepare_cones(self, init)
+        return type(self)(arrays.pop("P"), arrays.pop("q"), cones=self.cones, **arrays), value
+
+    def zero_dual(self) -> Dual:
+        """Multipliers of zeros, of this problem's structure."""
+        return Dual(
+            None if self.b is None else jnp.zeros_like(self.b),
+            None if self.h is None else jnp.zeros_like(self.h),
+        )
+
+    def screen(self, guess: Guess) -> tuple[Any, Point]:
+        data = (self.P, self.q, self.A, self.b, self.G, self.h, guess.primal)
+        clean = jnp.all(jnp.stack([sparse.all_finite(x) for x in data if x is not None]))
+        result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
+        return result, Point(jnp.where(clean, guess.primal, 0.0), self.zero_dual())
+
+    def certificate(self, point: Point, result: Any) -> Bool[Array, ""]:
+        """Whether `point.dual` proves that there is no feasible point within 1e6 (1e3 in float32)
+        times the data's own size, or `point.primal` is a ray of descent to that accuracy."""
+        infeasible = (result == RESULTS.infeasible) & self._separates(point.dual)
+        return infeasible | ((result == RESULTS.unbounded) & self._descends(point.primal))
+
+    def _separates(self, dual: Dual) -> Bool[Array, ""]:
+        """A'y + G'z = 0, z in the dual cone, b'y + h'z < 0."""
+        rest, products, distances = jnp.zeros_like(self.q), [self.q[:0]], [self.q[:1] * 0]
+        inside = jnp.array(True)
+        for matrix, side, value in (
+            (self.A, self.b, dual.equality),
+            (self.G, self.h, dual.inequality),
+        ):
+            if matrix is None:
+                continue
+            rest = rest + sparse.transposed(matrix, value)
+            products.append(value * side)
+            distances.append(side / _positive(sparse.sizes(matrix)))
+        noise = largest(jnp.concatenate(distances)) * largest(rest)
+        if self.G is not None:
+            z = dual.inequality
+            outside = largest(z - self.cone.project_dual(z))
+            inside = outside <= 100 * jnp.finfo(z.dtype).eps * largest(z)
+        return inside & separation(jnp.concatenate(products), noise)
+
+    def _descends(self, ray: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Pd = 0, Ad = 0, -Gd in K, q'd < 0."""
+        parts = [self.q[:1] * 0]
+        if self.P is not None:
+            parts.append(self.bend(ray) / _positive(sparse.sizes(self.P)))
+        if self.A is not None:
+            parts.append(sparse.apply(self.A, ray) / _positive(sparse.sizes(self.A)))
+        if self.G is not None:
+            # One size a cone: a cone is not one any more when its rows are scaled apart.
+            s = -sparse.apply(self.G, ray)
+            rows = self.cone.split(sparse.sizes(self.G))
+            size = self.cone.each([jnp.max(x, axis=1) for x in rows])
+            parts.append((s - self.cone.project(s)) / _positive(size))
+        noise = largest(self.q) * largest(jnp.concatenate(parts))
+        return separation(self.q * ray, noise)
+
+    def statement(self) -> Statement:
+        raise TypeError(
+            "ConeProgram cannot be given to a foreign solver: its constraints are not functions "
+            "that are at most 0. Use OperatorSplitting()."
+        )
+
+    def describe(self) -> list[str]:
+        """What the data say before a solve, in words (eager)."""
+        from .describe import describe
+
+        return describe(self)
+
+
+def _positive(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.where(x > 0, x, jnp.ones_like(x))

@@ -1,0 +1,8 @@
+"""Convex cones: their projections, and the derivatives of these."""
+
+from .cone import AbstractCone as AbstractCone, AbstractSlope as AbstractSlope
+from .exponential import Exponential as Exponential
+from .linear import Nonnegative as Nonnegative, Zero as Zero
+from .positive_semidefinite import PositiveSemidefinite as PositiveSemidefinite
+from .product import Product as Product
+from .second_order import SecondOrder as SecondOrder

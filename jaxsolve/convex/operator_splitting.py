@@ -1,0 +1,283 @@
+"""Alternating directions for convex programs with cones, ended by Newton's method.
+
+With w = Mx in C (`splitting_form.py`) and weights r of the rows, one iteration of the splitting is
+
+    z = Pi(v),   (P + s I + M'rM) dx = -(Px + q + M'r(v - 2z + Mx)),
+    x <- x + a dx,   v <- v + a (M(x + dx) - z),   a = 1.6,
+
+of which y = r (v - z) are the multipliers. A step is a number of these with one r, and one Newton
+step on the natural residual w - Pi(w + y/r) from the best point: for polyhedra a solve on the
+active set. The splitting finds the face from afar, Newton's method ends at rounding; where its
+point is twice as good as all before, the splitting goes on from there.
+
+If there is no solution, the changes of y or of x over a step tend to a certificate. Stellato et al.
+(2020); Garstka, Cannon and Goulart (2021); Banjac, Goulart, Stellato and Boyd (2019).
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..core.solution import RESULTS, Guess, Point
+from ..core.solver import AbstractSolver
+from ..core.vectors import largest
+from . import sparse
+from .cone_program import ConeProgram
+from .quadratic_program import QuadraticProgram
+from .splitting_form import Form, form_of
+from .splitting_systems import AbstractSystem, ridge, system_of
+
+RELAXATION = 1.6
+STIFF = 1e3
+"""The weight of equalities over that of inequalities."""
+UNKNOWN = 1e30
+PATIENCE = 60
+"""Steps without the residual falling to a half."""
+OPEN, INFEASIBLE, UNBOUNDED = 0, 1, 2
+
+
+class State(eqx.Module):
+    """What a lane carries.
+
+    Attributes:
+        x, v: of the splitting.
+        best_x, best_y: the point of the smallest residual.
+        level: the factor of the weights.
+        errors: the residual of the best point, the one to be halved, the one at which Newton's
+            method is next tried.
+        counts: steps without progress, what is proved.
+        convex: whether P has a factor.
+        point: the answer by field, the certificate where there is one.
+    """
+
+    x: Float[Array, " n"]
+    v: Float[Array, " rows"]
+    best_x: Float[Array, " n"]
+    best_y: Float[Array, " rows"]
+    level: Float[Array, ""]
+    errors: Float[Array, "3"]
+    counts: Int[Array, "2"]
+    convex: Bool[Array, ""]
+    point: Point
+
+
+class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
+    """Alternating directions (ADMM) with Newton's method at the end; for all cones, warm-started.
+
+    Use it for cone programs, for problems with sparse matrices or operators (no factor is made of
+    them), and where a good guess is at hand. For dense quadratic programs `InteriorPoint` is faster.
+
+    Args:
+        iterations: of the splitting in a step, each step making two factors of size n (or none:
+            with sparse matrices and operators an iteration is up to 20 products).
+    """
+
+    iterations: int = 20
+
+    step_limit: ClassVar[int] = 1000
+    proves: ClassVar[bool] = True
+
+    def refuse(self, problem: QuadraticProgram | ConeProgram) -> None:
+        if not isinstance(problem, QuadraticProgram | ConeProgram):
+            raise TypeError(
+                "`solver=OperatorSplitting()` solves QuadraticProgram and ConeProgram; got "
+                f"{type(problem).__name__}."
+            )
+
+    def init(self, problem: QuadraticProgram | ConeProgram, guess: Guess) -> State:
+        form = form_of(problem)
+        x = guess.primal
+        zero = jnp.zeros_like(x[0])
+        dual = problem.zero_dual() if guess.dual is None else guess.dual
+        y = form.gather(dual)
+        unit = _unit(form)
+        found = guess.state
+        level = found.level if isinstance(found, State) else _first_level(form, unit)
+        w = form.apply(x)
+        v = w + y / (level * unit)
+        error, _ = form.error(x, w, form.bend(x), y)
+        aim = zero + (1e-2 if zero.dtype == jnp.float64 else 1e-1)
+        return State(
+            x=x,
+            v=v,
+            best_x=x,
+            best_y=y,
+            level=level,
+            errors=jnp.stack([error, zero + UNKNOWN, aim]),
+            counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 2),
+            convex=_is_convex(problem),
+            point=Point(x, dual),
+        )
+
+    def step(self, problem: QuadraticProgram | ConeProgram, state: State) -> State:
+        form = form_of(problem)
+        system, unit, fixed = system_of(form), _unit(form), form.fixed()
+        weight = state.level * unit * jnp.where(fixed, STIFF, 1)
+        x, v = _iterate(system, weight, state.x, state.v, self.iterations)
+        z = form.project(v)
+        y = weight * (v - z)
+        old_y = weight * (state.v - form.project(state.v))
+        w, bent = form.apply(x), form.bend(x)
+        error, gradient = form.error(x, w, bent, y)
+        level = state.level * _change(form, w, z, bent, y, gradient)
+
+        # Newton's step, from the better of the two points.
+        best, mark, aim = state.errors
+        ahead = best < error
+        start_x, start_y = jnp.where(ahead, state.best_x, x), jnp.where(ahead, state.best_y, y)
+        even = level * unit
+        near = jnp.minimum(best, error)
+        trial_x, trial_y = _newton(system, even, start_x, start_y, near <= aim)
+        trial_w = form.apply(trial_x)
+        trial, _ = form.error(trial_x, trial_w, form.bend(trial_x), trial_y)
+        trial = jnp.where(jnp.isfinite(trial), trial, UNKNOWN)
+        aim = jnp.where((near <= aim) & (trial > 0.5 * near), 0.1 * near, aim)
+
+        better = trial < near
+        best_x = jnp.where(better, trial_x, start_x)
+        best_y = jnp.where(better, trial_y, start_y)
+        jump = trial < 0.5 * near
+        x = jnp.where(jump, trial_x, x)
+        weight = even * jnp.where(fixed, STIFF, 1)
+        v = jnp.where(jump, trial_w + trial_y / weight, z + y / weight)
+
+        proved, point = _certificates(problem, form, x - state.x, y - old_y)
+        now = jnp.minimum(near, trial)
+        fell = now <= mark / 2
+        slow = jnp.where(fell, 0, state.counts[0] + 1)
+        return State(
+            x=x,
+            v=v,
+            best_x=best_x,
+            best_y=best_y,
+            level=level,
+            errors=jnp.stack([now, jnp.where(fell, now, mark), aim]),
+            counts=jnp.stack([slow.astype(jnp.int32), proved]),
+            convex=state.convex,
+            point=point,
+        )
+
+    def measure(self, problem: QuadraticProgram | ConeProgram, state: State) -> Float[Array, ""]:
+        return state.errors[0]
+
+    def status(self, problem, state, tolerance):
+        slow, proved = state.counts
+        solved = state.errors[0] <= tolerance
+        result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
+        result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)
+        result = RESULTS.where(solved, RESULTS.successful, result)
+        result = RESULTS.where(state.convex, result, RESULTS.nonconvex)
+        stops = (slow >= PATIENCE) | (proved != OPEN) | ~state.convex
+        return solved | stops, result
+
+    def finish(self, problem: QuadraticProgram | ConeProgram, state: State) -> State:
+        form = form_of(problem)
+        x, y = state.best_x, state.best_y
+        # The multipliers that fit the slacks exactly, if that costs no accuracy.
+        weight = state.level * _unit(form)
+        w, bent = form.apply(x), form.bend(x)
+        v = w + y / weight
+        clean = weight * (v - form.project(v))
+        error, _ = form.error(x, w, bent, clean)
+        y = jnp.where(error <= 2 * state.errors[0], clean, y)
+        if not isinstance(problem, ConeProgram) and form.box:
+            count = form.low.shape[0] - x.shape[0]
+            low, high = form.low[count:], form.high[count:]
+            x = jnp.where(low == high, low, x)
+        proved = state.counts[1] != OPEN
+        found = Point(x, form.split(y))
+        point = jax.tree.map(lambda p, f: jnp.where(proved, p, f), state.point, found)
+        return eqx.tree_at(lambda s: s.point, state, point)
+
+    def point(self, problem: QuadraticProgram | ConeProgram, state: State) -> Point:
+        return state.point
+
+
+def _unit(form: Form) -> Float[Array, " rows"]:
+    """One over the squared size of each row; of a curved cone, one for all of its rows."""
+    size = form.alike(form.squares(1))
+    return 1 / jnp.where(size > 0, size, 1)
+
+
+def _first_level(form: Form, unit: Float[Array, " rows"]) -> Float[Array, ""]:
+    """The mean curvature; without curvature, the size of the multipliers over that of the rows."""
+    one = jnp.ones_like(form.q[0])
+    if form.count == 0:
+        return one
+    sides = [jnp.where(jnp.isfinite(s), s, 0) for s in (form.low, form.high)]
+    sides = jnp.concatenate(sides + ([] if form.h is None else [form.h]))
+    far = jnp.maximum(one, largest(sides))
+    flat = jnp.maximum(largest(form.q), 1e-3) / far
+    bend = jnp.mean(jnp.abs(sparse.diagonal(form.P))) if form.P is not None else 0 * one
+    return jnp.where(bend > 0, bend, flat)
+
+
+def _iterate(
+    system: AbstractSystem,
+    weight: Float[Array, " rows"],
+    x: Float[Array, " n"],
+    v: Float[Array, " rows"],
+    count: int,
+) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
+    form, solve = system.form, system.splitting(weight)
+
+    def iterate(carry, _):
+        x, w, v = carry
+        z = form.project(v)
+        dx = solve(form.bend(x) + form.q + form.transposed(weight * (v - 2 * z + w)))
+        dw = form.apply(dx)
+        new = x + RELAXATION * dx, w + RELAXATION * dw, v + RELAXATION * (w + dw - z)
+        return new, None
+
+    (x, _, v), _ = lax.scan(iterate, (x, form.apply(x), v), length=count)
+    return x, v
+
+
+def _newton(system: AbstractSystem, weight, x, y, wanted):
+    form = system.form
+    w = form.apply(x)
+    v = w + y / weight
+    gap = w - form.project(v)
+    gradient = form.bend(x) + form.q + form.transposed(y)
+    dx, dy = system.newton(form.slope(v), weight, gradient, gap, wanted)
+    return x + dx, y + dy
+
+
+def _change(form: Form, w, z, bent, y, gradient) -> Float[Array, ""]:
+    """The factor for the weights that balances the two residuals."""
+    if form.count == 0:
+        return jnp.ones_like(form.q[0])
+    tiny = jnp.finfo(w.dtype).tiny
+    push = form.transposed(y)
+    primal = largest(w - z) / jnp.maximum(jnp.maximum(largest(w), largest(z)), tiny)
+    sizes = jnp.maximum(jnp.maximum(largest(bent), largest(form.q)), largest(push))
+    dual = largest(gradient) / jnp.maximum(sizes, tiny)
+    known = (primal > 0) & (dual > 0)
+    ratio = jnp.sqrt(jnp.where(known, primal, 1) / jnp.where(known, dual, 1))
+    ratio = jnp.clip(ratio, 0.1, 10)
+    return jnp.where((ratio > 2) | (ratio < 0.5), ratio, 1)
+
+
+def _certificates(problem, form: Form, dx, dy) -> tuple[Int[Array, ""], Point]:
+    """Whether the changes of the multipliers or of x prove something, and what."""
+    ray = dx / jnp.maximum(largest(dx), jnp.finfo(dx.dtype).tiny)
+    weights = form.recede(dy)
+    size = largest(jnp.append(weights, 0))
+    dual = form.split(weights / jnp.maximum(size, jnp.finfo(dx.dtype).tiny))
+    infeasible = problem.certificate(Point(ray, dual), RESULTS.infeasible)
+    unbounded = problem.certificate(Point(ray, dual), RESULTS.unbounded)
+    proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
+    return proved.astype(jnp.int32), Point(ray, dual)
+
+
+def _is_convex(problem: QuadraticProgram | ConeProgram) -> Bool[Array, ""]:
+    """Whether P is positive semidefinite on the null space of A (of arrays; else it is believed)."""
+    if problem.P is None or any(sparse.is_matrix_free(x) for x in (problem.P, problem.A)):
+        return jnp.array(True)
+    from .embedding import _is_convex
+
+    return _is_convex(problem)

@@ -1,0 +1,221 @@
+"""The two linear systems of `OperatorSplitting`, by factors of arrays or by products alone.
+
+With r the weights of the rows, D the derivative of the projection on C, a step of the splitting and
+a Newton step on Px + q + M'y = 0, N = w - Pi(w + y/r) = 0 solve
+
+    (P + s I + M' r M) dx = -g,
+    P dx + M'r e = -g,   (I - D) M dx - D e = -N,   dy = r e.
+
+Factored, e is eliminated with D + c (I - D) for D, c small, and the two sweeps that follow take away
+what this changed. By products alone, the second system is made symmetric with T = (I - D)^1/2 and
+e = r^-1/2 T u + D N, and MINRES solves it.
+"""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from ..core.krylov import conjugate_gradient, minres
+from ..core.vectors import identity, matmul
+from .reduced import solve_lower
+from .splitting_form import Form, RowSlope
+
+SWEEPS = 2
+_Vector = Float[Array, " n"]
+
+
+class AbstractSystem(eqx.Module):
+    """A form, and how its linear systems are solved."""
+
+    form: Form
+
+    @abc.abstractmethod
+    def splitting(self, weight: Float[Array, " rows"]) -> Callable[[_Vector], _Vector]:
+        """g -> dx of the first system."""
+
+    @abc.abstractmethod
+    def newton(
+        self,
+        slope: RowSlope,
+        weight: Float[Array, " rows"],
+        gradient: Float[Array, " n"],
+        gap: Float[Array, " rows"],
+        wanted: Bool[Array, ""],
+    ) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
+        """dx and dy of the second system; 0 where it is not wanted and costs something."""
+
+
+def ridge(form: Form, weight: Float[Array, " rows"]) -> Float[Array, ""]:
+    """What the diagonals are measured by: the mean of P's, or that of the rows where P is 0."""
+    bend = jnp.zeros_like(form.q) if form.P is None else form_diagonal(form)
+    own = jnp.mean(jnp.abs(bend))
+    rows = jnp.mean(form.squares(0, weight)) if form.count else jnp.ones_like(own)
+    rows = jnp.where(rows > 0, rows, 1)
+    return jnp.where(own > 0, own, rows)
+
+
+def form_diagonal(form: Form) -> Float[Array, " n"]:
+    """The diagonal of P."""
+    from .sparse import diagonal
+
+    return jnp.zeros_like(form.q) if form.P is None else diagonal(form.P)
+
+
+class Factored(AbstractSystem):
+    """By Cholesky factors.
+
+    Attributes:
+        rows: A over G.
+    """
+
+    rows: Float[Array, "r n"]
+
+    def gram(self, weight: Float[Array, " rows"]) -> Float[Array, "n n"]:
+        """P + M' diag(weight) M."""
+        return self._normal(weight, weight[self.rows.shape[0] :], self.rows)
+
+    def _normal(self, weight, own, rows) -> Float[Array, "n n"]:
+        total = jnp.zeros_like(self.form.q)
+        total = jnp.diag(total + own) if self.form.box else jnp.diag(total)
+        if self.form.P is not None:
+            total = total + self.form.P
+        count = rows.shape[0]
+        return total + matmul(rows.T, weight[:count, None] * rows) if count else total
+
+    def splitting(self, weight):
+        q = self.form.q
+        little = jnp.finfo(q.dtype).eps ** 0.4 * ridge(self.form, weight)
+        matrix = self.gram(weight) + jnp.diag(little + jnp.zeros_like(q))
+        factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
+        half = lax.linalg.triangular_solve(factor, identity(q), left_side=True, lower=True)
+        # The inverse only contracts: what is solved is the gradient that it multiplies.
+        inverse = matmul(half.T, half)
+        return lambda g: -matmul(inverse, g)
+
+    def newton(self, slope, weight, gradient, gap, wanted):
+        return NewtonSystem.of(self, slope, weight).refined(gradient, gap)
+
+
+class NewtonSystem(eqx.Module):
+    """The second system, factored."""
+
+    form: Form
+    slope: RowSlope
+    weight: Float[Array, " rows"]
+    factor: Float[Array, "n n"]
+
+    @classmethod
+    def of(cls, system: Factored, slope: RowSlope, weight: Float[Array, " rows"]) -> "NewtonSystem":
+        form, rows, count = system.form, system.rows, slope.values.shape[0]
+        c = jnp.finfo(weight.dtype).eps ** 0.4
+
+        def stiff(d):
+            return (1 - d) / (d + c * (1 - d))
+
+        plane = weight[:count] * stiff(slope.values)
+        cut = min(count, rows.shape[0])
+        matrix = system._normal(plane, plane[cut:], rows[:cut])
+        if slope.cones is not None:
+            curved = rows[count:]
+            each = jax.vmap(lambda v: slope.cones.apply(stiff, v), in_axes=1, out_axes=1)
+            matrix = matrix + matmul(curved.T, weight[count:, None] * each(curved))
+        little = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
+        matrix = matrix + jnp.diag(little + jnp.zeros_like(form.q))
+        return cls(form, slope, weight, lax.linalg.cholesky((matrix + matrix.T) / 2))
+
+    def once(self, gradient, gap):
+        """dx and e, up to c and the ridge."""
+        c = jnp.finfo(self.weight.dtype).eps ** 0.4
+
+        def soft(d):
+            return 1 / (d + c * (1 - d))
+
+        right = gradient + self.form.transposed(self.weight * self.slope.apply(soft, gap))
+        half = solve_lower(self.factor, right)
+        dx = -solve_lower(self.factor, half, transposed=True)
+        bent = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
+        return dx, self.slope.apply(soft, bent + gap)
+
+    def product(self, dx, e):
+        """The system's own left side."""
+        first = self.form.bend(dx) + self.form.transposed(self.weight * e)
+        second = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
+        return first, second - self.slope.apply(lambda d: d, e)
+
+    def refined(self, gradient, gap):
+        """dx and dy."""
+        dx, e = self.once(gradient, gap)
+        for _ in range(SWEEPS):
+            first, second = self.product(dx, e)
+            more = self.once(gradient + first, gap + second)
+            dx, e = dx + more[0], e + more[1]
+        return dx, self.weight * e
+
+
+class Products(AbstractSystem):
+    """By products: conjugate gradient for the first system, MINRES for the second."""
+
+    products: int = eqx.field(static=True, default=20)
+
+    def splitting(self, weight):
+        form = self.form
+        little = jnp.finfo(form.q.dtype).eps ** 0.4 * ridge(form, weight)
+        diagonal = form_diagonal(form) + form.squares(0, weight) + little
+
+        def product(v):
+            return form.bend(v) + little * v + form.transposed(weight * form.apply(v))
+
+        def solve(g):
+            return conjugate_gradient(
+                product, -g, precondition=lambda r: r / diagonal, rtol=0.1, limit=self.products
+            )
+
+        return solve
+
+    def newton(self, slope, weight, gradient, gap, wanted):
+        zero = jnp.where(wanted, 1, 0).astype(gap.dtype)
+        rtol = float(jnp.finfo(gap.dtype).eps ** 0.5)
+        return symmetric_newton(self.form, slope, weight, zero * gradient, zero * gap, rtol)
+
+
+def symmetric_newton(
+    form: Form,
+    slope: RowSlope,
+    weight: Float[Array, " rows"],
+    gradient: Float[Array, " n"],
+    gap: Float[Array, " rows"],
+    rtol: float,
+    limit: int = 1000,
+) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
+    """dx and dy of the second system by MINRES, scaled by the first system's diagonal."""
+    n, root = gradient.shape[0], jnp.sqrt(weight)
+    diagonal = form_diagonal(form) + form.squares(0, weight)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+
+    def turn(v):
+        return slope.apply(lambda d: jnp.sqrt(jnp.maximum(1 - d, 0)), v)
+
+    def product(v):
+        x, u = scale * v[:n], v[n:]
+        first = form.bend(x) + form.transposed(root * turn(u))
+        second = root * turn(form.apply(x)) - slope.apply(lambda d: d, u)
+        return jnp.concatenate([scale * first, second])
+
+    offset = slope.apply(lambda d: d, gap)
+    right = scale * (gradient + form.transposed(weight * offset))
+    right = -jnp.concatenate([right, root * turn(gap + offset)])
+    v = minres(product, right, rtol=rtol, limit=limit)
+    return scale * v[:n], root * turn(v[n:]) + weight * offset
+
+
+def system_of(form: Form) -> AbstractSystem:
+    """`Factored` where all matrices are arrays."""
+    if not form.dense:
+        return Products(form)
+    rows = jnp.concatenate(form.matrices) if form.matrices else jnp.zeros_like(form.q)[None, :][:0]
+    return Factored(form, rows)

@@ -1,7 +1,13 @@
 """Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
 
-from . import interop as interop
-from .convex import InteriorPoint as InteriorPoint, QuadraticProgram as QuadraticProgram
+from . import interop as interop, penalties as penalties
+from .convex import (
+    Composite as Composite,
+    InteriorPoint as InteriorPoint,
+    ProximalGradient as ProximalGradient,
+    QuadraticProgram as QuadraticProgram,
+    prox as prox,
+)
 from .core import linear as linear
 from .core.adjoint import (
     Detached as Detached,

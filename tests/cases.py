@@ -8,6 +8,7 @@ import optax
 import optimistix as optx
 import scipy.optimize
 import scipy.sparse
+from sklearn.linear_model import Lasso
 
 import jaxsolve as js
 from jaxsolve.testing import Case, Degenerate, Expected
@@ -438,6 +439,157 @@ def _stationary(data):
     return np.linalg.solve(matrix, np.append(-data["q"], data["b"]))[:_N]
 
 
+# --- Composite problems --------------------------------------------------------------------------
+
+_FEATURES = 6
+
+
+def _regression(rng):
+    """Coordinates that are 0 and some that are not, none of them close to changing sides."""
+    while True:
+        X = rng.normal(size=(9, _FEATURES))
+        truth = np.array([2.0, -1.5, 1.0, 0.0, 0.0, 0.0])
+        data = {
+            "X": X,
+            "b": X @ truth + 0.5 * rng.normal(size=9),
+            "weight": rng.uniform(1.0, 4.0, size=_FEATURES),
+        }
+        y = _lasso(data)
+        force = np.abs(X.T @ (X @ y - data["b"])) / data["weight"]
+        zero = y == 0
+        if 0 < zero.sum() < 5 and force[zero].max() < 0.9 and np.abs(y[~zero]).min() > 0.1:
+            return data
+
+
+def _fit(y, data):
+    residuals = jnp.matmul(data["X"], y, precision="highest") - data["b"]
+    return 0.5 * jnp.sum(residuals**2)
+
+
+def _lasso(data):
+    """Coordinate descent, in units of each weight."""
+    X = data["X"] / data["weight"]
+    model = Lasso(alpha=1 / len(X), fit_intercept=False, tol=1e-15, max_iter=100_000)
+    return model.fit(X, data["b"]).coef_ / data["weight"]
+
+
+def _shrunk(z, weight):
+    return np.sign(z) * np.maximum(np.abs(z) - weight, 0)
+
+
+def _natural(data, y, dual, prox=_shrunk):
+    gradient = data["X"].T @ (data["X"] @ y - data["b"])
+    residual = y - prox(y - gradient, data["weight"])
+    return np.abs(residual).max() / max(1.0, np.abs(gradient).max())
+
+
+def _grouped(rng):
+    """Three groups of two, of which one or two are 0."""
+    while True:
+        data = _regression(rng) | {"weight": rng.uniform(3.0, 6.0, size=3)}
+        y = _group_lasso(data)
+        sizes = np.linalg.norm(y.reshape(3, 2), axis=1)
+        gradient = (data["X"].T @ (data["X"] @ y - data["b"])).reshape(3, 2)
+        force = np.linalg.norm(gradient, axis=1) / data["weight"]
+        zero = sizes < 1e-8
+        if 0 < zero.sum() < 3 and force[zero].max() < 0.9 and sizes[~zero].min() > 0.2:
+            return data
+
+
+def _group_lasso(data):
+    """With t_g >= ||y_g||: |Xy - b|^2 / 2 + w't, a cone program."""
+    n, groups = _FEATURES, 3
+    P = np.zeros((n + groups, n + groups))
+    P[:n, :n] = data["X"].T @ data["X"]
+    q = np.concatenate([-data["X"].T @ data["b"], data["weight"]])
+    rows = np.zeros((3 * groups, n + groups))
+    for g in range(groups):
+        rows[3 * g, n + g] = rows[3 * g + 1, 2 * g] = rows[3 * g + 2, 2 * g + 1] = -1
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-13
+    solution = clarabel.DefaultSolver(
+        scipy.sparse.csc_matrix(np.triu(P)),
+        q,
+        scipy.sparse.csc_matrix(rows),
+        np.zeros(3 * groups),
+        [clarabel.SecondOrderConeT(3)] * groups,
+        settings,
+    ).solve()
+    return np.array(solution.x)[:n]
+
+
+def _shrunk_groups(z, weight):
+    z = z.reshape(3, 2)
+    sizes = np.linalg.norm(z, axis=1)
+    kept = np.maximum(1 - weight / np.maximum(sizes, 1e-300), 0)
+    return (kept[:, None] * z).ravel()
+
+
+def _permuted_features(data, rng):
+    order = rng.permutation(_FEATURES)
+    other = {"X": data["X"][:, order], "b": data["b"], "weight": data["weight"][order]}
+    return other, lambda y: y[np.argsort(order)]
+
+
+def _mirrored(data, rng):
+    signs = rng.choice([-1.0, 1.0], size=_FEATURES)
+    return data | {"X": data["X"] * signs}, lambda y: y * signs
+
+
+def _odd_regressions():
+    base = _regression(np.random.default_rng(7))
+    square = np.eye(9)[:, :_FEATURES]
+    kink = {"X": square, "b": np.full(9, 2.0), "weight": np.array([1.0, 2.0, 3.0, 1.0, 1.0, 1.0])}
+    twice = base | {"X": np.concatenate([base["X"][:, :1], base["X"][:, :5]], axis=1)}
+    infinite = np.where(np.arange(_FEATURES) == 0, np.inf, base["weight"])
+    outcomes = {
+        "hard": Expected(base | {"X": base["X"] * 10.0 ** -np.arange(6.0)}, "successful"),
+        "nan": Expected(base | {"b": np.full(9, np.nan)}, "nonfinite_input"),
+        "negative weight": Expected(base | {"weight": -base["weight"]}, "nonconvex"),
+        "held at 0": Expected(base | {"weight": infinite}, "successful"),
+        "no weight": Expected(base | {"weight": np.zeros(_FEATURES)}, "successful"),
+    }
+    return outcomes, {"kink": Degenerate(kink, "finite"), "twice": Degenerate(twice, "finite")}
+
+
+def composite(name, solver, **more):
+    outcomes, degenerate = _odd_regressions()
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.Composite(_fit, js.penalties.L1(data["weight"]), data),
+        draw=_regression,
+        init=lambda data: jnp.zeros_like(data["weight"]),
+        oracle=_lasso,
+        optimality=_natural,
+        outcomes=outcomes,
+        degenerate=degenerate,
+        invariances={"permutation": _permuted_features, "mirror": _mirrored},
+        **more,
+    )
+
+
+_PAIRS = np.arange(_FEATURES) // 2
+
+
+def grouped(name, solver, **more):
+    nan = _grouped(np.random.default_rng(7)) | {"b": np.full(9, np.nan)}
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.Composite(
+            _fit, js.penalties.Group(data["weight"], labels=_PAIRS), data
+        ),
+        draw=_grouped,
+        init=lambda data: jnp.zeros_like(data["X"][0]),
+        oracle=_group_lasso,
+        optimality=lambda data, y, dual: _natural(data, y, dual, _shrunk_groups),
+        outcomes={"nan": Expected(nan, "nonfinite_input")},
+        **more,
+    )
+
+
 # --- The register --------------------------------------------------------------------------------
 
 OURS = [
@@ -449,6 +601,7 @@ OURS = [
     root("Broyden", js.Broyden),
     fixed_point("Anderson", js.Anderson),
     quadratic_program("InteriorPoint", js.InteriorPoint),
+    composite("ProximalGradient", js.ProximalGradient),
 ]
 
 VARIANTS = [
@@ -456,6 +609,7 @@ VARIANTS = [
     partial_program("InteriorPoint-equalities", js.InteriorPoint, "A", "b"),
     partial_program("InteriorPoint-rows", js.InteriorPoint, "G", "h"),
     partial_program("InteriorPoint-box", js.InteriorPoint, "lower", "upper"),
+    grouped("ProximalGradient-group", js.ProximalGradient),
 ]
 """Further problems of our solvers."""
 

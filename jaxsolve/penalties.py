@@ -1,0 +1,11 @@
+"""Penalties: convex functions whose proximal operator is known (`prox`, `Composite`)."""
+
+from .convex.penalties import (
+    L1 as L1,
+    AbstractPenalty as AbstractPenalty,
+    ElasticNet as ElasticNet,
+    Group as Group,
+    Nuclear as Nuclear,
+    TotalVariation as TotalVariation,
+    prox as prox,
+)

@@ -1,11 +1,13 @@
 """Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
 
-from . import interop as interop, penalties as penalties
+from . import interop as interop, penalties as penalties, sets as sets
 from .convex import (
     Composite as Composite,
     InteriorPoint as InteriorPoint,
+    Projection as Projection,
     ProximalGradient as ProximalGradient,
     QuadraticProgram as QuadraticProgram,
+    project as project,
     prox as prox,
 )
 from .core import linear as linear
@@ -34,7 +36,11 @@ from .core.solution import (
 from .core.solve import solve as solve
 from .core.solver import AbstractSolver as AbstractSolver
 from .interop import Jaxopt as Jaxopt, Scipy as Scipy
-from .layers import QPLayer as QPLayer, SolverLayer as SolverLayer
+from .layers import (
+    ProjectionLayer as ProjectionLayer,
+    QPLayer as QPLayer,
+    SolverLayer as SolverLayer,
+)
 from .smooth import (
     LBFGS as LBFGS,
     QR as QR,

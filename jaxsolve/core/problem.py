@@ -87,6 +87,10 @@ class AbstractProblem(eqx.Module):
         """The inverse of what `prepare` did to the variable (static leaves put back)."""
         return value
 
+    def restore_dual(self, point: Point) -> PyTree[Array]:
+        """The multipliers that a solution returns: the point's, unless they are its variable."""
+        return point.dual
+
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         """A verdict from the data alone: `nonfinite_input`, or `infeasible` (crossed bounds) with
         its certificate; `successful` when nothing speaks against solving. The point has the

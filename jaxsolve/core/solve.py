@@ -99,7 +99,7 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     )
     return Solution(
         value=problem.restore(point.primal),
-        dual=point.dual,
+        dual=problem.restore_dual(point),
         result=outcome.result,
         stats=Stats(outcome.steps, outcome.residual),
         history=outcome.history,

@@ -1,4 +1,5 @@
 """Solves as layers of networks."""
 
+from .projection_layer import ProjectionLayer as ProjectionLayer
 from .qp_layer import QPLayer as QPLayer
 from .solver_layer import SolverLayer as SolverLayer

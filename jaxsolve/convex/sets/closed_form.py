@@ -1,0 +1,161 @@
+"""The projection on a set that has a formula, its solver of no step, and its derivative.
+
+    F(x) = x - face(p; pattern of x)
+
+is 0 at the projection, and its Jacobian in x is the identity: the implicit function theorem on it
+is the derivative of the formula, at no cost of a linear system.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ...core.adjoint import AbstractAdjoint, Implicit
+from ...core.checks import show
+from ...core.linear import Neumann
+from ...core.problem import AbstractProblem, Structure
+from ...core.search import begin, conclude
+from ...core.solution import RESULTS, Guess, Point, Residual, Scale
+from ...core.solver import AbstractSolver
+from .base import AbstractClosedForm, frozen, largest
+
+
+class FormulaProjection(AbstractProblem):
+    """The projection of an array, or of the leaves of a pytree as one vector.
+
+    Attributes:
+        unravel: from the vector back to the pytree; `None` for an array.
+    """
+
+    point: Array
+    set: AbstractClosedForm
+    unravel: Callable[[Array], PyTree] | None = eqx.field(static=True, default=None)
+
+    @classmethod
+    def of(cls, point: PyTree[Array], set: AbstractClosedForm) -> Self:
+        """The problem with the set's data brought to the point's shape and dtype."""
+        array, unravel = opened(point, type(set).__name__)
+        return cls(array, set.fit(array), unravel)
+
+    @property
+    def structure(self) -> Structure:
+        return Structure(symmetric=True, definite=True)
+
+    def formula(self) -> Array:
+        """The projection as an ordinary function, to be differentiated as one."""
+        found = frozen(self)
+        return self.set.face(self.point, jax.lax.stop_gradient(found.set.find(found.point)))
+
+    def optimality(self, point: Point) -> Point:
+        at = jax.lax.stop_gradient(point.primal)
+        return Point(point.primal - self.set.face(self.point, at))
+
+    def residual(self, point: Point) -> Residual:
+        """Membership, and the distance of point - x to the normal cone: not the formula's word."""
+        primal = self.set.violation(point.primal)
+        dual = self.set.normality(self.point, point.primal)
+        one, zero = jnp.ones_like(primal), jnp.zeros_like(primal)
+        size = jnp.maximum(one, self.set.size())
+        scale = jnp.maximum(one, largest(self.point))
+        return Residual(primal, dual, zero, Scale(size, jnp.maximum(size, scale), one))
+
+    def default_solver(self) -> "ClosedForm":
+        return ClosedForm()
+
+    def default_adjoint(self) -> AbstractAdjoint:
+        return Explicit()
+
+    def prepare(self, init: PyTree | None) -> tuple[Self, Array]:
+        return self, self.point
+
+    def restore(self, value: Array) -> PyTree:
+        return value if self.unravel is None else self.unravel(value)
+
+    def screen(self, guess: Guess) -> tuple[Any, Point]:
+        clean = jnp.all(jnp.isfinite(self.point))
+        for x in jax.tree.leaves(eqx.filter(self.set, eqx.is_inexact_array)):
+            clean = clean & ~jnp.any(jnp.isnan(x))
+        result = RESULTS.where(
+            clean,
+            RESULTS.where(self.set.empty(), RESULTS.infeasible, RESULTS.successful),
+            RESULTS.nonfinite_input,
+        )
+        return result, Point(jnp.full_like(self.point, jnp.nan))
+
+
+class ClosedForm(AbstractSolver[FormulaProjection]):
+    """The formula of a set: done before the first step."""
+
+    step_limit: ClassVar[int] = 1
+
+    def refuse(self, problem: FormulaProjection) -> None:
+        if not isinstance(problem, FormulaProjection):
+            raise TypeError(
+                f"ClosedForm evaluates the formula of a set: {type(problem).__name__} has none."
+            )
+
+    def init(self, problem: FormulaProjection, guess: Guess) -> Array:
+        return problem.formula()
+
+    def step(self, problem: FormulaProjection, state: Array) -> Array:
+        return state
+
+    def measure(self, problem: FormulaProjection, state: Array) -> Float[Array, ""]:
+        return 0 * largest(state)
+
+    def status(
+        self, problem: FormulaProjection, state: Array, tolerance: Float[Array, ""]
+    ) -> tuple[Bool[Array, ""], Any]:
+        return jnp.array(True), RESULTS.successful
+
+    def point(self, problem: FormulaProjection, state: Array) -> Point:
+        return Point(state)
+
+    def full_step(self, problem: FormulaProjection, point: Point) -> Point:
+        return Point(problem.formula())
+
+
+class Explicit(AbstractAdjoint):
+    """The derivative of the set's formula on the pattern of the point found.
+
+    `Implicit` on a system whose Jacobian is the identity, of which one term of Neumann's series is
+    the inverse. No loop is run for a solver that needs no step: a batch goes through the formula as
+    through any function, without a queue.
+    """
+
+    def solve(self, problem, solver, guess, limits, search):
+        def at_once():
+            return conclude(
+                problem, solver, guess, limits, begin(problem, solver, guess, limits)[0]
+            )
+
+        direct = isinstance(solver, ClosedForm)
+        adjoint = Implicit(linear_solver=Neumann(1))
+        return adjoint.solve(problem, solver, guess, limits, at_once if direct else search)
+
+
+def opened(point: PyTree[Array], name: str) -> tuple[Array, Callable | None]:
+    """A point as one floating array, and the way back where it was a pytree.
+
+    Raises:
+        TypeError: a leaf is no array of floating-point numbers.
+    """
+    leaves = jax.tree.leaves(point)
+    if not leaves:
+        raise TypeError(f"{name}: `point` has no arrays.")
+    for leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{name}: `point` is {show(jax.tree.map(jnp.asarray, point))}; give real "
+                "floating-point numbers (float32 or float64)."
+            )
+    if jax.tree.structure(point) == jax.tree.structure(0):
+        array = jnp.asarray(point)
+        # A weak type would not stay that of the result.
+        return jax.lax.convert_element_type(array, array.dtype), None
+    return ravel_pytree(point)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core.checks import show
 from ..core.closure import Combined, open_variable, restore, trace
+from ..core.mesh import vary, varying
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from .penalties import AbstractPenalty
@@ -180,6 +181,7 @@ def _typical_step(curve: Callable[[PyTree], PyTree], value: PyTree[Array]) -> Fl
         jnp.cos(jnp.arange(x.size, dtype=x.dtype) ** 2 + k).reshape(x.shape)
         for k, x in enumerate(leaves)
     ]
+    waves = vary(waves, varying(value))
     bends = jax.tree.leaves(curve(jax.tree.unflatten(tree, waves)))
     squares = [sum(jnp.sum(x * x).astype(leaves[0].dtype) for x in xs) for xs in (waves, bends)]
     ratio = squares[0] / jnp.where(squares[1] > 0, squares[1], 1)

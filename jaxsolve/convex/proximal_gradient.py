@@ -160,9 +160,11 @@ class ProximalGradient(AbstractSolver[Composite]):
         step_size = jnp.where(jnp.isfinite(step_size) & (step_size > 0), step_size, size)
 
         gain, lost = newton & accepted, wanted & ~(newton & accepted)
-        factor = jnp.where(length >= 1, 0.1, jnp.where(length < 0.3, 5.0, 1.0))
-        damping = state.damping * jnp.where(gain, factor, jnp.where(lost, 10.0, 1.0))
-        damping = jnp.clip(damping, _LEAST_DAMPING, 1.0).astype(size.dtype)
+        damping = state.damping
+        grown = jnp.where(length < 0.3, 5 * damping, damping)
+        helped = jnp.where(length >= 1, 0.1 * damping, grown)
+        damping = jnp.where(gain, helped, jnp.where(lost, 10 * damping, damping))
+        damping = jnp.clip(damping, _LEAST_DAMPING, 1.0)
         pause = jnp.where(gain, 1, jnp.where(lost, jnp.minimum(2 * state.pause, 64), state.pause))
         wait = jnp.where(gain, 0, jnp.where(lost, state.pause, jnp.maximum(state.wait - 1, 0)))
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
+from ..core.mesh import vary, varying
 from ..core.vectors import dot, finite, identity, matmul
 
 Scalar = Float[Array, ""]
@@ -66,7 +67,9 @@ def newton_trial(model: Model, proposal: Vector, wanted: Bool[Array, ""]) -> Tri
     """The trial of a Newton step where it is wanted, else the proximal step `proposal`."""
     plain = Trial(proposal, jnp.zeros_like(model.step_size))
     if proposal.size <= DENSE_LIMIT:
-        return jax.lax.cond(wanted, lambda: _search(model, _dense), lambda: plain)
+        # A branch would be taken by every lane of a batch.
+        found = _search(model, _dense)
+        return jax.tree.map(lambda new, old: jnp.where(wanted, new, old), found, plain)
     # In a batch only the lanes that want it iterate.
     program = Program(
         lambda data: (_search(model, _reduced), wanted | ~wanted),
@@ -83,7 +86,7 @@ def _search(model: Model, solve: Callable) -> Trial:
     _, curve = jax.linearize(jax.grad(at.smooth), model.vector)
     direction, curve = solve(model, push, curve, model.vector - proposal)
     turn = direction - s * curve(direction)
-    lengths = jnp.asarray(_LENGTHS, s.dtype)
+    lengths = vary(jnp.asarray(_LENGTHS, s.dtype), varying(s))
     points = jax.vmap(lambda t: at.prox(forward + t * turn, s))(lengths)
     moves = points - model.vector
 

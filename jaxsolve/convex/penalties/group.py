@@ -20,7 +20,7 @@ class _Labels:
             raise ValueError(
                 f"Group: `labels` must be integers from 0 on; got {found.dtype}{list(found.shape)}."
             )
-        self.array, self.count = found, int(found.max()) + 1
+        self.array, self.count = found.astype(np.int32), int(found.max()) + 1
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, _Labels) and np.array_equal(self.array, other.array)
@@ -94,4 +94,4 @@ class Group(AbstractWeighted):
 def _root(squares: Array) -> Array:
     """The root, with derivative 0 at 0."""
     positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), jnp.sqrt(0 * squares) * 0)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), squares)

@@ -3,7 +3,7 @@
     F(x) = x - face(p; pattern of x)
 
 is 0 at the projection, and its Jacobian in x is the identity: the implicit function theorem on it
-is the derivative of the formula, at no cost of a linear system.
+is the derivative of the formula on the pattern, and there is no linear system to solve.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.adjoint import AbstractAdjoint, Implicit
+from ...core.adjoint import AbstractAdjoint
 from ...core.checks import show
-from ...core.linear import Neumann
 from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -123,20 +122,50 @@ class ClosedForm(AbstractSolver[FormulaProjection]):
 class Explicit(AbstractAdjoint):
     """The derivative of the set's formula on the pattern of the point found.
 
-    `Implicit` on a system whose Jacobian is the identity, of which one term of Neumann's series is
-    the inverse. No loop is run for a solver that needs no step: a batch goes through the formula as
-    through any function, without a queue.
+    What `Implicit` comes to on a system whose Jacobian is the identity. No loop is run for a solver
+    that needs no step: a batch goes through the formula as through any function, without a queue.
     """
 
     def solve(self, problem, solver, guess, limits, search):
-        def at_once():
-            return conclude(
-                problem, solver, guess, limits, begin(problem, solver, guess, limits)[0]
-            )
+        if isinstance(solver, ClosedForm):
+            start, _ = begin(problem, solver, guess, limits)
+            outcome = frozen(conclude(problem, solver, guess, limits, start))
+        else:
+            outcome = frozen(search())
+        data, static = eqx.partition(problem, eqx.is_inexact_array)
 
-        direct = isinstance(solver, ClosedForm)
-        adjoint = Implicit(linear_solver=Neumann(1))
-        return adjoint.solve(problem, solver, guess, limits, at_once if direct else search)
+        def face(data: PyTree, at: Array) -> Array:
+            problem: FormulaProjection = eqx.combine(data, static)
+            return problem.set.face(problem.point, at)
+
+        @jax.custom_jvp
+        def attached(data: PyTree, at: Array, solved: Bool[Array, ""]) -> Array:
+            return at
+
+        @attached.defjvp
+        def rule(primals, tangents):
+            data, at, solved = primals
+            at = attached(data, at, solved)
+            # A refused lane's NaN must not reach others through data that they share.
+            clean, place = jax.tree.map(
+                lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, at)
+            )
+            _, pushed = jax.jvp(lambda d: face(d, place), (clean,), (tangents[0],))
+            # There the derivative is NaN in every direction, whatever the pattern would hide.
+            parts = [jnp.sum(gate(t, solved)) for t in jax.tree.leaves(tangents[0])]
+            lost = jnp.broadcast_to(sum(parts[1:], parts[0]), pushed.shape)
+            return at, gate(jnp.where(solved, pushed, lost), solved)
+
+        return outcome, Point(attached(data, outcome.point.primal, outcome.solved))
+
+
+def gate(tangent: Array, solved: Bool[Array, ""]) -> Array:
+    """The tangent, NaN where it is not 0 and the lane is not solved; and so is its transpose."""
+
+    def passed(_, t: Array) -> Array:
+        return jnp.where(solved | (t == 0), t, jnp.nan)
+
+    return jax.lax.custom_linear_solve(lambda t: t, tangent, passed, symmetric=True)
 
 
 def opened(point: PyTree[Array], name: str) -> tuple[Array, Callable | None]:

@@ -137,7 +137,7 @@ def _positive_part_jvp(primals, tangents):
     # of small differences.
     gap = jnp.where(mixed, values[:, None] - values[None, :], 1)
     mixed = jnp.where(mixed, jnp.maximum(values, 0)[:, None] / gap, 0)
-    quotient = both + mixed + mixed.T
+    quotient = both.astype(matrix.dtype) + mixed + mixed.T
     inner = matmul(vectors.T, matmul((tangent + tangent.T) / 2, vectors))
     return value, matmul(vectors, matmul(quotient * inner, vectors.T))
 

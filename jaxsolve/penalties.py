@@ -5,6 +5,7 @@ from .convex.penalties import (
     AbstractPenalty as AbstractPenalty,
     ElasticNet as ElasticNet,
     Group as Group,
+    Indicator as Indicator,
     Nuclear as Nuclear,
     TotalVariation as TotalVariation,
     prox as prox,

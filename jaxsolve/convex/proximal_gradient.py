@@ -91,7 +91,8 @@ class ProximalGradient(AbstractSolver[Composite]):
         vector = ravel(guess.primal)
         at = _At(problem, guess.primal)
         smooth, gradient = at.evaluate(vector)
-        value = smooth + at.penalty(vector)
+        # A guess outside of the penalty's domain has no value to undercut.
+        value = smooth + at.sharp.value(guess.primal).astype(vector.dtype)
         step_size = at.first_step(vector, gradient)
         damping = jnp.full_like(value, 1e-3)
         if isinstance(guess.state, ProximalGradientState):
@@ -99,7 +100,6 @@ class ProximalGradient(AbstractSolver[Composite]):
             damping = guess.state.damping.astype(value.dtype)
         error, scale = at.measured(vector, gradient)
         count = jnp.zeros_like(value, jnp.int32)
-        # A guess outside of the penalty's domain has no value to undercut.
         start = jnp.where(jnp.isfinite(value), value, jnp.inf)
         return ProximalGradientState(
             primal=guess.primal,
@@ -221,7 +221,7 @@ class _At:
         return jax.value_and_grad(self.smooth)(vector)
 
     def penalty(self, vector: Vector) -> Scalar:
-        return self.sharp.value(self.restore(vector)).astype(vector.dtype)
+        return self.sharp.inside(self.restore(vector)).astype(vector.dtype)
 
     def prox(self, vector: Vector, step_size: Scalar) -> Vector:
         return ravel(self.sharp.prox(self.restore(vector), step_size))

@@ -26,6 +26,10 @@ class AbstractPenalty(eqx.Module):
     def value(self, y: PyTree[Array]) -> Float[Array, ""]:
         """h(y); infinite outside of the domain."""
 
+    def inside(self, y: PyTree[Array]) -> Float[Array, ""]:
+        """h(y) of a y that `prox` has returned: a set need not be asked again."""
+        return self.value(y)
+
     @abc.abstractmethod
     def prox(self, point: PyTree[Array], step_size: Float[Array, ""]) -> PyTree[Array]:
         """argmin_y h(y) + ||y - point||^2 / (2 step_size), differentiable in all it is given."""

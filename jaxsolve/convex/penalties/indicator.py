@@ -1,0 +1,65 @@
+"""The indicator function of a set: constraints as a penalty."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..sets import (
+    Affine,
+    Birkhoff,
+    Box,
+    CappedSimplex,
+    Halfspace,
+    Isotonic,
+    L1Ball,
+    LinfBall,
+    Polyhedron,
+    Simplex,
+    TransportPolytope,
+)
+from ..sets.base import AbstractSet
+from .base import AbstractPenalty
+
+_POLYHEDRAL = (
+    Affine, Birkhoff, Box, CappedSimplex, Halfspace, Isotonic, L1Ball, LinfBall, Polyhedron,
+    Simplex, TransportPolytope,
+)  # fmt: skip
+
+
+class Indicator(AbstractPenalty):
+    """0 on a set, infinite outside of it: `Composite(fn, Indicator(set))` minimises fn on the set.
+
+    prox(z, s) is the projection of z, whatever s is; its derivatives are those of `project`.
+
+    Args:
+        set: one of `jaxsolve.sets`, convex for the guarantees of `Composite`.
+    """
+
+    set: AbstractSet
+
+    def value(self, y: PyTree[Array]) -> Float[Array, ""]:
+        """0 where y is its own projection, up to the root of the rounding."""
+        leaves = jax.tree.leaves(y)
+        outside = jnp.array(False)
+        for x, p in zip(leaves, jax.tree.leaves(self.set.project(y)), strict=True):
+            gap = jnp.max(jnp.abs(x - p), initial=0.0)
+            size = jnp.maximum(jnp.max(jnp.abs(x), initial=0.0), 1)
+            outside = outside | ~(gap <= jnp.finfo(x.dtype).eps ** 0.5 * size)
+        zero = jnp.zeros_like(leaves[0], shape=())
+        return jnp.where(outside, jnp.inf * jnp.ones_like(zero), zero)
+
+    def inside(self, y: PyTree[Array]) -> Float[Array, ""]:
+        return jnp.zeros_like(jax.tree.leaves(y)[0], shape=())
+
+    def prox(self, point: PyTree[Array], step_size: Float[Array, ""]) -> PyTree[Array]:
+        return self.set.project(point)
+
+    def check(self, y: PyTree[Array], name: str) -> None:
+        if not isinstance(self.set, AbstractSet):
+            raise TypeError(
+                f"Indicator: `set` must be one of jaxsolve.sets; got {type(self.set).__name__}."
+            )
+        self.set.problem(y)
+
+    def projects(self, y: PyTree[Array]) -> bool:
+        return isinstance(self.set, _POLYHEDRAL)

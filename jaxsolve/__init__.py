@@ -2,11 +2,19 @@
 
 from . import interop as interop, penalties as penalties, sets as sets
 from .convex import (
+    ActiveSet as ActiveSet,
     Composite as Composite,
+    ConeProgram as ConeProgram,
+    Exponential as Exponential,
     InteriorPoint as InteriorPoint,
+    Nonnegative as Nonnegative,
+    OperatorSplitting as OperatorSplitting,
+    PositiveSemidefinite as PositiveSemidefinite,
     Projection as Projection,
     ProximalGradient as ProximalGradient,
     QuadraticProgram as QuadraticProgram,
+    SecondOrder as SecondOrder,
+    Zero as Zero,
     project as project,
     prox as prox,
 )
@@ -37,6 +45,7 @@ from .core.solve import solve as solve
 from .core.solver import AbstractSolver as AbstractSolver
 from .interop import Jaxopt as Jaxopt, Scipy as Scipy
 from .layers import (
+    ConeLayer as ConeLayer,
     ProjectionLayer as ProjectionLayer,
     QPLayer as QPLayer,
     SolverLayer as SolverLayer,

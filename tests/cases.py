@@ -1,6 +1,7 @@
 """Every registered solver, once: a family of problems, data, and an oracle that is not ours."""
 
 import clarabel
+import cone_programs
 import jax.numpy as jnp
 import jaxopt
 import numpy as np
@@ -604,6 +605,119 @@ def grouped(name, solver, **more):
     )
 
 
+# --- Cone programs -------------------------------------------------------------------------------
+
+_CONES_HERE = (js.Nonnegative(2), js.SecondOrder(3), js.Zero(1))
+
+
+def _cone_data(rng, cones=_CONES_HERE):
+    """Strictly complementary, and such that Clarabel finds the planted solution."""
+    while True:
+        data, x = cone_programs.planted(rng, cones, _N + 2, _P)
+        found, status = cone_programs.by_clarabel(data, cones)
+        if status == "Solved" and np.abs(found - x).max() < 1e-9:
+            return data
+
+
+def _cone_with(**changes):
+    return {**_cone_data(np.random.default_rng(7)), **changes}
+
+
+def _cone_outcomes():
+    base, n = _cone_with(), _N + 2
+    none = base["G"].copy()
+    none[2] = 0.0
+    below = base["h"].copy()
+    below[2] = -1.0
+    twice, side = base["G"].copy(), base["h"].copy()
+    twice[1], side[1] = twice[0], side[0]
+    ray = np.ones(n)
+    across = base["A"] - np.outer(base["A"] @ ray, ray) / n
+    return {
+        "infeasible": Expected(_cone_with(G=none, h=below), "infeasible"),
+        "contradiction": Expected(
+            _cone_with(
+                G=np.concatenate([base["G"][:1], -base["G"][:1], base["G"][2:]]),
+                h=np.array([-2.0, -2.0, *base["h"][2:]]),
+            ),
+            "infeasible",
+        ),
+        "unbounded": Expected(
+            _cone_with(
+                P=np.zeros((n, n)),
+                q=-ray,
+                A=across,
+                b=np.zeros(_P),
+                G=np.concatenate([-np.ones((3, n)), 0 * base["G"][3:]]),
+                h=np.array([1.0, 1.0, 1.0, 0.5, 0.5, 0.0]),
+            ),
+            "unbounded",
+        ),
+        "nan": Expected(_cone_with(q=np.full(n, np.nan)), "nonfinite_input"),
+        "nonconvex": Expected(_cone_with(P=-np.eye(n)), "nonconvex"),
+        "redundant rows": Expected(_cone_with(G=twice, h=side), "successful"),
+    }
+
+
+def _cone_degenerate():
+    """A row that touches the solution without a force: z of the first row is taken from q."""
+    base = _cone_with()
+    x = cone_programs.by_clarabel(base, _CONES_HERE)[0]
+    touched = base["h"].copy()
+    touched[1] = base["G"][1] @ x
+    return {"weakly active": Degenerate({**base, "h": touched}, "finite")}
+
+
+def _permuted_cones(data, rng):
+    order = rng.permutation(_N + 2)
+    other = {**data, "P": data["P"][order][:, order], "q": data["q"][order]}
+    other |= {k: data[k][:, order] for k in ("A", "G")}
+    return other, lambda x: x[np.argsort(order)]
+
+
+def _scaled_cones(data, rng):
+    """Rows of flat cones are scaled one by one, those of a curved cone together."""
+    rows = rng.uniform(0.1, 10.0, size=6)
+    rows[2:5] = rows[2]
+    return {**data, "G": rows[:, None] * data["G"], "h": rows * data["h"]}, lambda x: x
+
+
+def _turned_cones(data, rng):
+    """The second-order cone is the same when its x is rotated."""
+    turn = np.eye(6)
+    turn[3:5, 3:5] = np.linalg.qr(rng.normal(size=(2, 2)))[0]
+    return {**data, "G": turn @ data["G"], "h": turn @ data["h"]}, lambda x: x
+
+
+def cone_program(name, solver, cones=_CONES_HERE, **more):
+    if cones is _CONES_HERE:
+        more |= {
+            "outcomes": _cone_outcomes(),
+            "degenerate": _cone_degenerate(),
+            "certificate": lambda *a: cone_programs.proves(cones, *a),
+            "invariances": {
+                "permutation": _permuted_cones,
+                "row scaling": _scaled_cones,
+                "rotation": _turned_cones,
+            },
+        }
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.ConeProgram(
+            data["P"],
+            data["q"],
+            **{k: data[k] for k in ("A", "b", "G", "h")},
+            cones=cones,
+        ),
+        draw=lambda rng: _cone_data(rng, cones),
+        oracle=lambda data: cone_programs.by_clarabel(data, cones)[0],
+        optimality=lambda *a: cone_programs.violation(cones, *a),
+        condition=30.0,
+        **more,
+    )
+
+
 # --- The register --------------------------------------------------------------------------------
 
 OURS = [
@@ -617,6 +731,8 @@ OURS = [
     quadratic_program("InteriorPoint", js.InteriorPoint),
     quadratic_program("ActiveSet", js.ActiveSet),
     composite("ProximalGradient", js.ProximalGradient),
+    quadratic_program("OperatorSplitting", js.OperatorSplitting),
+    cone_program("OperatorSplitting-cones", js.OperatorSplitting),
 ]
 
 VARIANTS = [
@@ -626,6 +742,17 @@ VARIANTS = [
     partial_program("InteriorPoint-free", js.InteriorPoint),
     partial_program("InteriorPoint-equalities", js.InteriorPoint, "A", "b"),
     partial_program("InteriorPoint-rows", js.InteriorPoint, "G", "h"),
+    cone_program(
+        "OperatorSplitting-semidefinite",
+        js.OperatorSplitting,
+        (js.PositiveSemidefinite(2), js.Nonnegative(2)),
+    ),
+    cone_program(
+        "OperatorSplitting-exponential", js.OperatorSplitting, (js.Exponential(), js.Nonnegative(2))
+    ),
+    partial_program("OperatorSplitting-free", js.OperatorSplitting),
+    partial_program("OperatorSplitting-equalities", js.OperatorSplitting, "A", "b"),
+    partial_program("OperatorSplitting-box", js.OperatorSplitting, "lower", "upper"),
     partial_program("InteriorPoint-box", js.InteriorPoint, "lower", "upper"),
     grouped("ProximalGradient-group", js.ProximalGradient),
     *PROJECTIONS,

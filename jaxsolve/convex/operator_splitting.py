@@ -14,7 +14,7 @@ If there is no solution, the changes of y or of x over a step tend to a certific
 (2020); Garstka, Cannon and Goulart (2021); Banjac, Goulart, Stellato and Boyd (2019).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -27,13 +27,15 @@ from ..core.solver import AbstractSolver
 from ..core.vectors import largest
 from . import sparse
 from .cone_program import ConeProgram
+from .cone_system import ConeSystem
 from .quadratic_program import QuadraticProgram
 from .splitting_form import Form, form_of
-from .splitting_systems import AbstractSystem, ridge, system_of
+from .splitting_systems import AbstractSystem, system_of
 
 RELAXATION = 1.6
 STIFF = 1e3
 """The weight of equalities over that of inequalities."""
+SOFT = (1e-8, 1.0)
 UNKNOWN = 1e30
 PATIENCE = 60
 """Steps without the residual falling to a half."""
@@ -49,7 +51,7 @@ class State(eqx.Module):
         level: the factor of the weights.
         errors: the residual of the best point, the one to be halved, the one at which Newton's
             method is next tried.
-        counts: steps without progress, what is proved.
+        counts: steps without progress, what is proved, whether Newton's last step gained.
         convex: whether P has a factor.
         point: the answer by field, the certificate where there is one.
     """
@@ -60,7 +62,7 @@ class State(eqx.Module):
     best_y: Float[Array, " rows"]
     level: Float[Array, ""]
     errors: Float[Array, "3"]
-    counts: Int[Array, "2"]
+    counts: Int[Array, "3"]
     convex: Bool[Array, ""]
     point: Point
 
@@ -69,7 +71,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
     """Alternating directions (ADMM) with Newton's method at the end; for all cones, warm-started.
 
     Use it for cone programs, for problems with sparse matrices or operators (no factor is made of
-    them), and where a good guess is at hand. For dense quadratic programs `InteriorPoint` is faster.
+    them), and where a good guess is at hand. Dense quadratic programs are for `InteriorPoint`.
 
     Args:
         iterations: of the splitting in a step, each step making two factors of size n (or none:
@@ -100,15 +102,14 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         w = form.apply(x)
         v = w + y / (level * unit)
         error, _ = form.error(x, w, form.bend(x), y)
-        aim = zero + (1e-2 if zero.dtype == jnp.float64 else 1e-1)
         return State(
             x=x,
             v=v,
             best_x=x,
             best_y=y,
             level=level,
-            errors=jnp.stack([error, zero + UNKNOWN, aim]),
-            counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 2),
+            errors=jnp.stack([error, zero + UNKNOWN, zero + SOFT[0]]),
+            counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 3),
             convex=_is_convex(problem),
             point=Point(x, dual),
         )
@@ -125,25 +126,27 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         error, gradient = form.error(x, w, bent, y)
         level = state.level * _change(form, w, z, bent, y, gradient)
 
-        # Newton's step, from the better of the two points.
-        best, mark, aim = state.errors
-        ahead = best < error
+        # Newton's step, from the best point; where it gained nothing there, from the splitting's.
+        best, mark, soft = state.errors
+        ahead = (best < error) & (state.counts[2] == 1)
         start_x, start_y = jnp.where(ahead, state.best_x, x), jnp.where(ahead, state.best_y, y)
         even = level * unit
         near = jnp.minimum(best, error)
-        trial_x, trial_y = _newton(system, even, start_x, start_y, near <= aim)
+        trial_x, trial_y = _newton(system, even, start_x, start_y, soft)
         trial_w = form.apply(trial_x)
         trial, _ = form.error(trial_x, trial_w, form.bend(trial_x), trial_y)
         trial = jnp.where(jnp.isfinite(trial), trial, UNKNOWN)
-        aim = jnp.where((near <= aim) & (trial > 0.5 * near), 0.1 * near, aim)
 
+        gained = trial < 0.9 * near
+        soft = jnp.where(trial < 0.5 * near, soft / 100, jnp.where(gained, soft / 4, 10 * soft))
+        soft = jnp.clip(soft, SOFT[0], SOFT[1])
+        kept = best < error
+        best_x, best_y = jnp.where(kept, state.best_x, x), jnp.where(kept, state.best_y, y)
         better = trial < near
-        best_x = jnp.where(better, trial_x, start_x)
-        best_y = jnp.where(better, trial_y, start_y)
-        jump = trial < 0.5 * near
-        x = jnp.where(jump, trial_x, x)
+        best_x, best_y = jnp.where(better, trial_x, best_x), jnp.where(better, trial_y, best_y)
+        x = jnp.where(gained, trial_x, x)
         weight = even * jnp.where(fixed, STIFF, 1)
-        v = jnp.where(jump, trial_w + trial_y / weight, z + y / weight)
+        v = jnp.where(gained, trial_w + trial_y / weight, z + y / weight)
 
         proved, point = _certificates(problem, form, x - state.x, y - old_y)
         now = jnp.minimum(near, trial)
@@ -155,8 +158,8 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
             best_x=best_x,
             best_y=best_y,
             level=level,
-            errors=jnp.stack([now, jnp.where(fell, now, mark), aim]),
-            counts=jnp.stack([slow.astype(jnp.int32), proved]),
+            errors=jnp.stack([now, jnp.where(fell, now, mark), soft]),
+            counts=jnp.stack([slow, proved, gained]).astype(jnp.int32),
             convex=state.convex,
             point=point,
         )
@@ -165,7 +168,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         return state.errors[0]
 
     def status(self, problem, state, tolerance):
-        slow, proved = state.counts
+        slow, proved, _ = state.counts
         solved = state.errors[0] <= tolerance
         result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
         result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)
@@ -195,6 +198,9 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
 
     def point(self, problem: QuadraticProgram | ConeProgram, state: State) -> Point:
         return state.point
+
+    def preconditioner(self, problem: QuadraticProgram | ConeProgram, state: State) -> ConeSystem:
+        return ConeSystem.of(problem, state.point)
 
 
 def _unit(form: Form) -> Float[Array, " rows"]:
@@ -237,13 +243,13 @@ def _iterate(
     return x, v
 
 
-def _newton(system: AbstractSystem, weight, x, y, wanted):
+def _newton(system: AbstractSystem, weight, x, y, soft):
     form = system.form
     w = form.apply(x)
     v = w + y / weight
     gap = w - form.project(v)
     gradient = form.bend(x) + form.q + form.transposed(y)
-    dx, dy = system.newton(form.slope(v), weight, gradient, gap, wanted)
+    dx, dy = system.newton(form.slope(v), weight, gradient, gap, soft)
     return x + dx, y + dy
 
 
@@ -275,7 +281,7 @@ def _certificates(problem, form: Form, dx, dy) -> tuple[Int[Array, ""], Point]:
 
 
 def _is_convex(problem: QuadraticProgram | ConeProgram) -> Bool[Array, ""]:
-    """Whether P is positive semidefinite on the null space of A (of arrays; else it is believed)."""
+    """Whether P is positive semidefinite on the null space of A; of operators it is believed."""
     if problem.P is None or any(sparse.is_matrix_free(x) for x in (problem.P, problem.A)):
         return jnp.array(True)
     from .embedding import _is_convex

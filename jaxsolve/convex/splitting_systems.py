@@ -6,9 +6,10 @@ a Newton step on Px + q + M'y = 0, N = w - Pi(w + y/r) = 0 solve
     (P + s I + M' r M) dx = -g,
     P dx + M'r e = -g,   (I - D) M dx - D e = -N,   dy = r e.
 
-Factored, e is eliminated with D + c (I - D) for D, c small, and the two sweeps that follow take away
-what this changed. By products alone, the second system is made symmetric with T = (I - D)^1/2 and
-e = r^-1/2 T u + D N, and MINRES solves it.
+Factored, e is eliminated with D + c (I - D) for D, c small, and two sweeps take away what this
+changed. By products alone, the second system is made symmetric with T = (I - D)^1/2 and
+e = r^-1/2 T u + D N, and MINRES solves it. Where Newton's method does not gain, more of I - D is
+kept on purpose (`soft`): a proximal method of multipliers.
 """
 
 import abc
@@ -18,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..core.krylov import conjugate_gradient, minres
 from ..core.vectors import identity, matmul
@@ -26,6 +27,13 @@ from .reduced import solve_lower
 from .splitting_form import Form, RowSlope
 
 SWEEPS = 2
+
+
+def floor(dtype) -> float:
+    """What is put for D where it is 0, and taken away by the sweeps."""
+    return float(jnp.finfo(dtype).eps) ** 0.4
+
+
 _Vector = Float[Array, " n"]
 
 
@@ -45,9 +53,9 @@ class AbstractSystem(eqx.Module):
         weight: Float[Array, " rows"],
         gradient: Float[Array, " n"],
         gap: Float[Array, " rows"],
-        wanted: Bool[Array, ""],
+        soft: Float[Array, ""],
     ) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
-        """dx and dy of the second system; 0 where it is not wanted and costs something."""
+        """dx and dy of the second system, e being held back with `soft` times I - D."""
 
 
 def ridge(form: Form, weight: Float[Array, " rows"]) -> Float[Array, ""]:
@@ -97,8 +105,8 @@ class Factored(AbstractSystem):
         inverse = matmul(half.T, half)
         return lambda g: -matmul(inverse, g)
 
-    def newton(self, slope, weight, gradient, gap, wanted):
-        return NewtonSystem.of(self, slope, weight).refined(gradient, gap)
+    def newton(self, slope, weight, gradient, gap, soft):
+        return NewtonSystem.of(self, slope, weight, soft).refined(gradient, gap)
 
 
 class NewtonSystem(eqx.Module):
@@ -107,12 +115,13 @@ class NewtonSystem(eqx.Module):
     form: Form
     slope: RowSlope
     weight: Float[Array, " rows"]
+    soft: Float[Array, ""]
     factor: Float[Array, "n n"]
 
     @classmethod
-    def of(cls, system: Factored, slope: RowSlope, weight: Float[Array, " rows"]) -> "NewtonSystem":
+    def of(cls, system: Factored, slope: RowSlope, weight, soft) -> "NewtonSystem":
         form, rows, count = system.form, system.rows, slope.values.shape[0]
-        c = jnp.finfo(weight.dtype).eps ** 0.4
+        c = soft + floor(weight.dtype)
 
         def stiff(d):
             return (1 - d) / (d + c * (1 - d))
@@ -126,26 +135,26 @@ class NewtonSystem(eqx.Module):
             matrix = matrix + matmul(curved.T, weight[count:, None] * each(curved))
         little = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
         matrix = matrix + jnp.diag(little + jnp.zeros_like(form.q))
-        return cls(form, slope, weight, lax.linalg.cholesky((matrix + matrix.T) / 2))
+        return cls(form, slope, weight, soft, lax.linalg.cholesky((matrix + matrix.T) / 2))
 
     def once(self, gradient, gap):
-        """dx and e, up to c and the ridge."""
-        c = jnp.finfo(self.weight.dtype).eps ** 0.4
+        """dx and e, up to the floor and the ridge."""
+        c = self.soft + floor(self.weight.dtype)
 
-        def soft(d):
+        def inverse(d):
             return 1 / (d + c * (1 - d))
 
-        right = gradient + self.form.transposed(self.weight * self.slope.apply(soft, gap))
+        right = gradient + self.form.transposed(self.weight * self.slope.apply(inverse, gap))
         half = solve_lower(self.factor, right)
         dx = -solve_lower(self.factor, half, transposed=True)
         bent = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
-        return dx, self.slope.apply(soft, bent + gap)
+        return dx, self.slope.apply(inverse, bent + gap)
 
     def product(self, dx, e):
         """The system's own left side."""
         first = self.form.bend(dx) + self.form.transposed(self.weight * e)
         second = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
-        return first, second - self.slope.apply(lambda d: d, e)
+        return first, second - self.slope.apply(lambda d: d + self.soft * (1 - d), e)
 
     def refined(self, gradient, gap):
         """dx and dy."""
@@ -177,10 +186,9 @@ class Products(AbstractSystem):
 
         return solve
 
-    def newton(self, slope, weight, gradient, gap, wanted):
-        zero = jnp.where(wanted, 1, 0).astype(gap.dtype)
+    def newton(self, slope, weight, gradient, gap, soft):
         rtol = float(jnp.finfo(gap.dtype).eps ** 0.5)
-        return symmetric_newton(self.form, slope, weight, zero * gradient, zero * gap, rtol)
+        return symmetric_newton(self.form, slope, weight, gradient, gap, rtol, soft)
 
 
 def symmetric_newton(
@@ -190,7 +198,8 @@ def symmetric_newton(
     gradient: Float[Array, " n"],
     gap: Float[Array, " rows"],
     rtol: float,
-    limit: int = 1000,
+    soft: Float[Array, ""] | float = 0.0,
+    limit: int = 500,
 ) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
     """dx and dy of the second system by MINRES, scaled by the first system's diagonal."""
     n, root = gradient.shape[0], jnp.sqrt(weight)
@@ -203,7 +212,7 @@ def symmetric_newton(
     def product(v):
         x, u = scale * v[:n], v[n:]
         first = form.bend(x) + form.transposed(root * turn(u))
-        second = root * turn(form.apply(x)) - slope.apply(lambda d: d, u)
+        second = root * turn(form.apply(x)) - slope.apply(lambda d: d + soft * (1 - d), u)
         return jnp.concatenate([scale * first, second])
 
     offset = slope.apply(lambda d: d, gap)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from ...core.vectors import largest, matmul
 from .cone import AbstractCone, AbstractSlope, Spectral
 
-_STEPS = 24
+_STEPS = 20
 
 
 class Eigen(AbstractSlope):
@@ -106,7 +106,7 @@ def _function(p: Float[Array, ""], v: Float[Array, "3"]) -> Float[Array, ""]:
 
 @jax.custom_jvp
 def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
-    """The root of f: bracketed on a logarithm, then twice Newton on f itself."""
+    """The root of f: bracketed on a logarithm, then once Newton on f itself."""
     r, s, t = v[0], v[1], v[2]
     far = _far(v)
     one = jnp.ones_like(r)
@@ -141,12 +141,11 @@ def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
         new = jnp.where(fits, newton, (low + high) / 2)
         return (low, high, new, jnp.where(fits, jnp.abs(newton - p), high - low)), None
 
-    start = (low, high, (low + high) / 2, 4 * far * one)
-    (low, high, p, _), _ = lax.scan(step, start, length=_STEPS, unroll=4)
-    for _ in range(2):
-        value, slope = _function(p, v), jax.grad(_function)(p, v)
-        p = jnp.clip(p - value / jnp.where(slope > 0, slope, one), low, high)
-    return p
+    left = jnp.maximum(low, jnp.minimum(-3, high - 3))
+    near = (left + jnp.minimum(high, jnp.maximum(3, low + 3))) / 2
+    (low, high, p, _), _ = lax.scan(step, (low, high, near, 4 * far * one), length=_STEPS)
+    value, slope = jax.value_and_grad(_function)(p, v)
+    return jnp.clip(p - value / jnp.where(slope > 0, slope, one), low, high)
 
 
 @_root.defjvp

@@ -9,7 +9,7 @@ import scipy.sparse
 from jax.test_util import check_grads
 
 import jaxsolve as js
-from jaxsolve import penalties
+from jaxsolve import penalties, sets
 
 LABELS = np.array([0, 1, 0, 2, 1, 2])
 
@@ -201,3 +201,45 @@ def test_bad_input_is_refused():
         js.prox(penalties.L1(1.0), z, jnp.ones(3))
     with pytest.raises(TypeError, match="one of jaxsolve.penalties"):
         js.prox(lambda y: y, z)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_images_and_their_derivatives(x64):
+    """By the dual: |u| <= w, and u along the gradient at length w wherever that is not 0."""
+    rng, w = np.random.default_rng(0), 0.3
+    z = np.kron(rng.normal(size=(2, 2)), np.ones((3, 3))) + 0.2 * rng.normal(size=(6, 6))
+    solve = jax.jit(lambda w, z: js.prox(penalties.TotalVariation(w), z))
+    found = np.asarray(solve(w, z))
+    objective = jax.jit(
+        lambda y: penalties.TotalVariation(w).value(y) + 0.5 * jnp.sum((y - z) ** 2)
+    )
+    least = float(objective(found))
+    for size in (1e-1, 1e-3):
+        for _ in range(50):
+            move = size * rng.normal(size=z.shape)
+            assert float(objective(found + move)) >= least + np.sum(move**2) / 2 - 1e-9
+    # Along a line a signal, repeated, is the signal's own.
+    signal = np.cumsum(rng.normal(size=6))
+    wide = solve(w, np.tile(signal, (6, 1)))
+    alone = js.prox(penalties.TotalVariation(w), jnp.asarray(signal))
+    np.testing.assert_allclose(wide, np.tile(alone, (6, 1)), atol=1e-8)
+
+    cotangent = jnp.cos(jnp.arange(36.0)).reshape(6, 6)
+    total = jax.jit(lambda w, z: jnp.sum(cotangent * solve(w, z)))
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(w, jnp.asarray(z))
+    move, step = rng.normal(size=z.shape), 1e-5
+    measured = (total(w, z + step * move) - total(w, z - step * move)) / (2 * step)
+    np.testing.assert_allclose(np.sum(slopes[1] * move), measured, rtol=1e-4)
+    measured = (total(w + step, z) - total(w - step, z)) / (2 * step)
+    np.testing.assert_allclose(slopes[0], measured, rtol=1e-4)
+
+
+def test_the_indicator_projects(x64):
+    penalty = penalties.Indicator(sets.Box(-1.0, 0.5))
+    z = jnp.array([2.0, -3.0, 0.1])
+    for step in (0.1, 10.0):
+        np.testing.assert_array_equal(js.prox(penalty, z, step), [0.5, -1.0, 0.1])
+    assert float(penalty.value(z)) == np.inf
+    assert float(penalty.value(js.prox(penalty, z))) == 0
+    with pytest.raises(TypeError, match="`set` must be one of jaxsolve.sets"):
+        js.prox(penalties.Indicator(1.0), z)  # pyright: ignore[reportArgumentType]

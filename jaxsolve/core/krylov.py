@@ -53,7 +53,12 @@ class _CG(NamedTuple):
 
 
 def conjugate_gradient(
-    product: Product, b: Vector, *, precondition: Product | None, rtol: float, limit: int
+    product: Product,
+    b: Vector,
+    *,
+    precondition: Product | None,
+    rtol: float | Float[Array, ""],
+    limit: int,
 ) -> Vector:
     """A symmetric, definite. Hestenes and Stiefel (1952), preconditioned."""
     apply = precondition if precondition is not None else lambda r: r

@@ -184,14 +184,15 @@ def coordinate_descent(data: Data, logs: Logs, tol: float) -> Theirs:
     from sklearn.linear_model import enet_path
 
     x, b, left_out = (np.asarray(v) for v in data)
+    fit: Any = enet_path
     alpha, beta = np.exp(np.asarray(logs["alpha"])), np.exp(np.asarray(logs["beta"]))
     total, ratio = alpha + beta, float((alpha / (alpha + beta))[0])
-    begun, losses, weights = time.perf_counter(), 0.0, []
+    begun, losses, weights = time.perf_counter(), np.zeros(len(total)), []
     for out in left_out:
         mean, level = x[~out].mean(axis=0), b[~out].mean()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, found, _ = enet_path(
+            _, found, _ = fit(
                 x[~out] - mean, b[~out] - level, l1_ratio=ratio, alphas=total, tol=tol,
                 max_iter=100_000, precompute=True,
             )  # fmt: skip
@@ -315,8 +316,9 @@ def grid_search(settings: Settings, data: Data) -> Grid:
         logs = path(settings, DIABETES, data, float(min(ratio, 0.999)))
         error = coordinate_descent(data, logs, 1e-6).error
         k = int(error.argmin())
-        best = min(best, (float(error[k]), *(float(np.exp(logs[n][k])) for n in ("alpha", "beta"))))
-    return Grid(*best, time.perf_counter() - begun)
+        alpha, beta = (float(np.exp(logs[name][k])) for name in ("alpha", "beta"))
+        best = min(best, (float(error[k]), alpha, beta))
+    return Grid(*best, seconds=time.perf_counter() - begun)
 
 
 def run(settings: Settings, run: Run) -> Findings:

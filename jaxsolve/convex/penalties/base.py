@@ -118,9 +118,7 @@ def prox(
 
     Example:
         ```python
-        >>> prox(penalties.L1(1.0), jnp.array([3.0, -0.5]), 0.5).tolist()
-        [2.5, 0.0]
-
+        prox(penalties.L1(1.0), jnp.array([3.0, -0.5]), 0.5)  # [2.5, 0]
         ```
 
     Raises:

@@ -1,6 +1,9 @@
 """Projections as cases of the contract, with oracles in NumPy, SciPy and Clarabel."""
 
+from typing import Any
+
 import clarabel
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
@@ -234,9 +237,17 @@ def _ellipse_gap(data, value, dual):
     return max(stationary / max(1, np.abs(data["point"]).max()), abs(min(z, -level)))
 
 
+class _Level(eqx.Module):
+    """A module: its array is data, and new data are no new function."""
+
+    axes: Any
+
+    def __call__(self, w):
+        return jnp.sum(self.axes * w**2) - 1
+
+
 def _ellipse_problem(data):
-    level = lambda w: jnp.sum(data["axes"] * w**2) - 1
-    return js.Projection(data["point"], sets.Sublevel(level))
+    return js.Projection(data["point"], sets.Sublevel(_Level(data["axes"])))
 
 
 def _draw_matrix(rng):

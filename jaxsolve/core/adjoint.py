@@ -115,9 +115,11 @@ class Implicit(AbstractAdjoint):
             clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
             push_data, push_point = _partials(lambda d, p: system(fixed, d, p), clean, place)
+            # In a shard_map `clean` varies with `solved`, where shared data do not.
+            moved = jax.tree.map(lambda t, c: vary(t, varying(c)), tangents[0], clean)
             tangent = solve_checked(
                 push_point,
-                vary(jax.tree.map(jnp.negative, push_data(tangents[0])), varying(place)),
+                vary(jax.tree.map(jnp.negative, push_data(moved)), varying(place)),
                 solver=self.linear_solver,
                 structure=problem.structure,
                 preconditioner=preconditioner,

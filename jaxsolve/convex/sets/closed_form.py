@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core.adjoint import AbstractAdjoint
 from ...core.checks import show
+from ...core.mesh import vary, varying
 from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -150,9 +151,11 @@ class Explicit(AbstractAdjoint):
             clean, place = jax.tree.map(
                 lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, at)
             )
-            _, pushed = jax.jvp(lambda d: face(d, place), (clean,), (tangents[0],))
+            # In a shard_map `clean` varies with `solved`, where shared data do not.
+            moved = jax.tree.map(lambda t, c: vary(t, varying(c)), tangents[0], clean)
+            _, pushed = jax.jvp(lambda d: face(d, place), (clean,), (moved,))
             # There the derivative is NaN in every direction, whatever the pattern would hide.
-            parts = [jnp.sum(gate(t, solved)) for t in jax.tree.leaves(tangents[0])]
+            parts = [jnp.sum(gate(t, solved)) for t in jax.tree.leaves(moved)]
             lost = jnp.broadcast_to(sum(parts[1:], parts[0]), pushed.shape)
             return at, gate(jnp.where(solved, pushed, lost), solved)
 

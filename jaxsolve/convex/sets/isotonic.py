@@ -34,7 +34,7 @@ class Isotonic(AbstractClosedForm):
 
     def face(self, point: Float[Array, " n"], at: Float[Array, " n"]) -> Float[Array, " n"]:
         rises = at[1:] > at[:-1]
-        block = jnp.concatenate([jnp.zeros_like(rises[:1]), rises])
+        block = jnp.concatenate([jnp.zeros_like(at[:1], bool), rises])
         block = jnp.cumsum(block, dtype=jnp.int32)
         # Around the mean that was found: sums of small numbers.
         total = jnp.zeros_like(point).at[block].add(point - at)

@@ -38,7 +38,8 @@ class Simplex(AbstractClosedForm):
     def find(self, point: Vector) -> Vector:
         # A negative total has no root: NaN.
         total = jnp.where(self.total >= 0, self.total, jnp.nan)
-        return jnp.maximum(point - simplex_threshold(point, total), 0)
+        top, tau = simplex_threshold(point, total)
+        return jnp.maximum((point - top) - tau, 0)
 
     def face(self, point: Vector, at: Vector) -> Vector:
         return on_support(point, at, self.total)
@@ -95,9 +96,10 @@ class CappedSimplex(AbstractClosedForm):
         pivot = lax.stop_gradient(jnp.max(jnp.where(free, point - at, -jnp.inf)))
         pivot = jnp.where(jnp.isfinite(pivot), pivot, 0)
         mean = jnp.sum(jnp.where(free, point - pivot, 0)) - rest
-        shift = pivot + mean / jnp.maximum(count, 1)
+        inner = (point - pivot) - mean / jnp.maximum(count, 1)
         # 0 * at: NaN stays.
-        return jnp.where(free, point - shift, jnp.where(full, self.cap, 0 * at))
+        full = full | (free & (inner > self.cap))
+        return jnp.where(free & (inner > 0) & ~full, inner, jnp.where(full, self.cap, 0 * at))
 
     def violation(self, at: Vector) -> Scalar:
         outside = jnp.maximum(jnp.maximum(-at, at - self.cap), 0)
@@ -146,9 +148,10 @@ class L1Ball(AbstractClosedForm):
     def find(self, point: Array) -> Array:
         size = jnp.abs(point)
         radius = jnp.where(self.radius >= 0, self.radius, jnp.nan)
-        tau = simplex_threshold(size.ravel(), radius)
+        top, tau = simplex_threshold(size.ravel(), radius)
+        outside = jnp.sign(point) * jnp.maximum((size - top) - tau, 0)
         # Inside the root is negative.
-        return jnp.sign(point) * jnp.maximum(size - jnp.maximum(tau, 0), 0)
+        return jnp.where(top + tau > 0, outside, point + 0 * tau)
 
     def face(self, point: Array, at: Array) -> Array:
         size = jnp.abs(point)
@@ -179,10 +182,10 @@ def on_support(point: Array, at: Array, total: Scalar) -> Array:
     """
     support = at > 0
     count = jnp.maximum(jnp.sum(support, dtype=point.dtype), 1)
-    pivot = _pivot(point, at)
-    shift = pivot + (jnp.sum(jnp.where(support, point - pivot, 0)) - total) / count
-    # 0 * at: NaN stays.
-    return jnp.where(support, point - shift, 0 * at)
+    above = point - _pivot(point, at)
+    inner = above - (jnp.sum(jnp.where(support, above, 0)) - total) / count
+    # 0 * at: NaN stays. What rounding leaves below 0 is on the boundary.
+    return jnp.where(support & (inner > 0), inner, 0 * at)
 
 
 def _pivot(point: Array, at: Array) -> Scalar:

@@ -44,7 +44,8 @@ class Sublevel(AbstractSet):
         ```
 
     Args:
-        fn: a real scalar of the point; traced arrays that it captures, and a module's, are data.
+        fn: a real scalar of the point. Data belong in an `eqx.Module` with a `__call__`, or are
+            captured inside of a jit; a new function is a new program.
     """
 
     fn: Callable[[PyTree], Scalar]

@@ -23,8 +23,8 @@ _LIMIT = 200
 """Steps after which a bracket of any two numbers is empty, with a margin."""
 
 
-def simplex_threshold(values: Float[Array, " n"], total: Scalar) -> Scalar:
-    """tau with sum max(values - tau, 0) = total; `max(values)` for total = 0."""
+def simplex_threshold(values: Float[Array, " n"], total: Scalar) -> tuple[Scalar, Scalar]:
+    """The largest value, and tau above it with sum max(values - largest - tau, 0) = total."""
     top = jnp.max(values)
     size = jnp.asarray(values.size, values.dtype)
 
@@ -39,15 +39,15 @@ def simplex_threshold(values: Float[Array, " n"], total: Scalar) -> Scalar:
     def step(data, carry):
         values, top, total, _ = data
         tau, count = carry
-        excess = values - (top + tau)
+        excess = (values - top) - tau
         above = excess > 0
         found = jnp.sum(above, dtype=values.dtype)
         gap = jnp.sum(jnp.where(above, excess, 0)) - total
         new = tau + jnp.maximum(gap, 0) / jnp.maximum(found, 1)
         return (new, found), (found == count) | (new <= tau)
 
-    program = Program(init, step, lambda data, carry: data[1] + carry[0])
-    return run(program, (values, top, total, start), lanes=Lockstep())
+    program = Program(init, step, lambda _, carry: carry[0])
+    return top, run(program, (values, top, total, start), lanes=Lockstep())
 
 
 def capped_threshold(values: Float[Array, " n"], cap: Float[Array, " n"], total: Scalar) -> Scalar:

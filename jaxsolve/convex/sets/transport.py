@@ -258,8 +258,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
         moved = Potentials(
             at.rows + length * direction.rows, at.columns + length * direction.columns
         )
-        middle = jnp.mean(moved.columns)
-        moved = Potentials(moved.rows + middle, moved.columns - middle)
+        moved = centred(moved)
         found = problem.gradient(moved)
         new = jnp.maximum(largest(found.rows), largest(found.columns))
         slow = jnp.where(whole | (new < 0.9 * size), 0, state.slow + 1)
@@ -291,7 +290,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
         same = jnp.all((problem.plan(better) > 0) == (mask > 0))
         at, gradient = jax.tree.map(
             lambda new, kept: jnp.where(falls & same, new, kept),
-            (better, found),
+            (centred(better), found),
             (state.at, state.gradient),
         )
         return State(at, gradient, factor, state.slow)
@@ -301,6 +300,12 @@ class DualNewton(AbstractSolver[TransportProjection]):
 
     def preconditioner(self, problem: TransportProjection, state: State) -> Factor:
         return state.factor
+
+
+def centred(at: Potentials) -> Potentials:
+    """The potentials of the same matrix with mean(v) = 0."""
+    middle = jnp.mean(at.columns)
+    return Potentials(at.rows + middle, at.columns - middle)
 
 
 def little(size: Scalar, problem: TransportProjection) -> Scalar:

@@ -137,7 +137,7 @@ def _inside(low, low_value, low_slope, high, high_value, high_slope, trials, res
     resolved = (jnp.abs(high_value - low_value) > 10 * resolution) & (square >= 0)
     guess = jnp.where(resolved, cubic, secant)
     # Nothing finite out there: come down fast, the scale may be off by many orders.
-    middle = low + jnp.where(known, 0.5, 0.1) * width
+    middle = low + jnp.where(known, 0.5 * width, 0.1 * width)
     good = known & jnp.where(resolved, bottom != 0, rises) & jnp.isfinite(guess) & (trials % 4 != 0)
     return jnp.clip(jnp.where(good, guess, middle), low + 0.05 * width, high - 0.05 * width)
 

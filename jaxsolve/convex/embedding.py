@@ -26,7 +26,8 @@ from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, matmul
 from .certificates import separation
-from .interior_point import UNKNOWN, Iterate, active_weight, less, natural_error
+from .interior_point import UNKNOWN, less
+from .iterate import Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, solve_lower
 

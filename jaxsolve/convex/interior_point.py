@@ -14,7 +14,7 @@ tried, and then the next step goes on from the interior iterate. Mehrotra (1992)
 Stellato et al. (2020).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import largest
-from .polish import ActiveSystem
+from .iterate import Iterate, active_weight, direction, iterate_at, natural_error, unpack
+from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, fields_of, join, reduce, solve_lower
+from .reduced import Reduced, reduce
 
 START, INTERIOR, POLISH = 0, 1, 2
 TRIES = 2
@@ -35,27 +36,6 @@ UNKNOWN = 1e30
 """A residual before it was measured (infinity would say that the iterate is lost)."""
 STEPS, PATIENCE = 60, 15
 """Steps before the rescue is asked, and steps without the residual falling to a half."""
-
-
-class Iterate(eqx.Module):
-    """v, z and s of the reduced program, with Hv + g + K'z and Kv."""
-
-    v: Float[Array, " k"]
-    gradient: Float[Array, " k"]
-    z: Float[Array, " m"]
-    row: Float[Array, " m"]
-    s: Float[Array, " m"]
-
-    def pack(self) -> Float[Array, " 2k+3m"]:
-        """All in one array: one kernel moves them."""
-        return jnp.concatenate([self.v, self.gradient, self.z, self.row, self.s])
-
-
-def unpack(packed: Float[Array, " 2k+3m"], k: int) -> Iterate:
-    """The inverse of `Iterate.pack`."""
-    m = (packed.shape[0] - 2 * k) // 3
-    at = [0, k, 2 * k, 2 * k + m, 2 * k + 2 * m, 2 * k + 3 * m]
-    return Iterate(*(packed[i:j] for i, j in zip(at[:-1], at[1:], strict=True)))
 
 
 class State(eqx.Module):
@@ -130,17 +110,8 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         polished = state.levels[1] <= state.levels[0]
         packed = jnp.where(polished, state.trial, state.interior)
         best = unpack(packed, state.reduced.size)
-        x = state.reduced.lift(best.v)
-        if problem.lower is not None and problem.upper is not None:
-            x = jnp.where(problem.lower == problem.upper, problem.lower, x)
-        dual = state.reduced.dual(None, best.z)
-        if problem.b is not None:
-            y = jnp.zeros_like(problem.b)
-            gradient = problem.conditions(Point(x, eqx.tree_at(_equality, dual, y, is_leaf=_none)))
-            if state.reduced.triangle is not None:
-                y = join(state.reduced.equality_dual(gradient.gradient), y, None, y)[: y.size]
-            dual = eqx.tree_at(_equality, dual, y, is_leaf=_none)
-        return eqx.tree_at(lambda s: (s.point, s.trial), state, (Point(x, dual), packed))
+        point = answer(problem, state.reduced, best.v, best.z)
+        return eqx.tree_at(lambda s: (s.point, s.trial), state, (point, packed))
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:
         return state.point
@@ -151,36 +122,16 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         return HomogeneousEmbedding()
 
     def preconditioner(self, problem: QuadraticProgram, state: State) -> ActiveSystem:
-        reduced, weight = state.reduced, state.weight
-        tied = jnp.zeros_like(reduced.fixed)
-        if all(reduced.bounds):
-            # Of a fixed variable's two bounds one is active and one tied.
-            count, bounds = reduced.inequalities, reduced.bounds
-            rows, large, upper = fields_of(weight, count, bounds)
-            z = unpack(state.trial, reduced.size).z
-            fixed = fields_of(reduced.fixed, count, bounds)[1]
-            high = fixed & (fields_of(z, count, bounds)[1] < 0)
-            weight = join(
-                rows,
-                jnp.where(high, 1, large),
-                jnp.where(fixed, jnp.where(high, large, 1), upper),
-                weight,
-            )
-            tied = join(None if rows is None else rows != rows, high, fixed & ~high, weight)
-        return ActiveSystem(
-            reduced, state.factor, weight, tied, problem.P, problem.G, _equalities(problem)
-        )
+        z = unpack(state.trial, state.reduced.size).z
+        return active_system(problem, state.reduced, state.factor, state.weight, z)
 
 
 def _resume(state: State, guess: Point) -> State:
     """From a guess with multipliers: its active set is tried first."""
-    reduced, x = state.reduced, guess.primal
-    v = reduced.restrict(x if reduced.start is None else x - reduced.start)
-    bent, row = reduced.apply(v)
-    z = reduced.gather(guess.dual)
-    gradient = bent + reduced.gradient + reduced.transposed(z)
-    trial = Iterate(v, gradient, z, row, reduced.limit - row)
-    state = eqx.tree_at(
+    reduced = state.reduced
+    v, z = reduced.drop(guess.primal), reduced.gather(guess.dual)
+    trial = iterate_at(reduced, v, z)
+    return eqx.tree_at(
         lambda s: (s.trial, s.levels, s.counts, s.point),
         state,
         (
@@ -190,7 +141,6 @@ def _resume(state: State, guess: Point) -> State:
             guess,
         ),
     )
-    return state
 
 
 def _step(state: State) -> State:
@@ -211,19 +161,11 @@ def _step(state: State) -> State:
     weight = jnp.where(polish, active_weight(reduced, old), weight)
     factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
 
-    def direction(gradient, gap, centre) -> Iterate:
-        """H dv + K'dz = -gradient, K dv + ds = -gap, dz = centre - weight ds."""
-        right = -(gradient + reduced.transposed(centre + weight * gap))
-        dv = solve_lower(factor, solve_lower(factor, right), transposed=True)
-        bent, row = reduced.apply(dv)
-        dz = centre + weight * (gap + row)
-        return Iterate(dv, bent + reduced.transposed(dz), dz, row, -gap - row)
-
     # First solve: the predictor; for a polish, active slacks and inactive multipliers go to zero.
     gap = old.row + old.s - reduced.limit
     active = polish & (weight > 0)
     centre = jnp.where(active, -weight * old.s, jnp.where(inside | polish, -old.z / full, 0))
-    first = direction(old.gradient, gap, centre)
+    first = direction(reduced, factor, weight, old.gradient, gap, centre)
 
     # Second solve: the corrector; for a polish, what the first one left.
     rows = jnp.maximum(jnp.sum(free), 1).astype(gap.dtype)
@@ -234,9 +176,9 @@ def _step(state: State) -> State:
     target = jnp.maximum(jnp.clip(ratio, 0, 1) ** 3 * mu, _floor(reduced))
     centre = jnp.where(inside, ((target - first.s * first.z) / safe_s - old.z) / full, 0)
     centre = jnp.where(active, -weight * (old.s + first.s), centre)
-    second = direction(
-        old.gradient + jnp.where(polish, first.gradient, 0), jnp.where(polish, 0, gap), centre
-    )
+    gap = jnp.where(polish, 0, gap)
+    gradient = old.gradient + jnp.where(polish, first.gradient, 0)
+    second = direction(reduced, factor, weight, gradient, gap, centre)
 
     # Interior: one length for all, short of the boundary. Start: z and -z, shifted to be positive.
     length = jnp.minimum(_reach(old, second, inside) * jnp.clip(1 - mu, 0.99, 1 - 1e-5), 1)
@@ -294,24 +236,9 @@ def _step(state: State) -> State:
     )
 
 
-def natural_error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
-    """The natural residual of the reduced program, each part over its scale."""
-    slack = (reduced.limit - at.row) / reduced.primal_scale
-    pushes = largest(jnp.append(at.z * reduced.sizes, 0)) / reduced.size**0.5
-    scale = jnp.maximum(reduced.dual_scale, pushes)
-    pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / scale, slack))
-    pair = jnp.where(reduced.penalty > 0, pair, 0)
-    return largest(jnp.concatenate([at.gradient / scale, pair]))
-
-
 def less(aim: Float[Array, ""]) -> Float[Array, ""]:
     """The accuracy to wait for after a polish that failed."""
     return aim * (1e-2 if aim.dtype == jnp.float64 else 1e-1)
-
-
-def active_weight(reduced: Reduced, at: Any) -> Float[Array, " m"]:
-    """The penalty on rows that are active, 0 on the others."""
-    return jnp.where((at.z > at.s) | reduced.fixed, reduced.penalty, 0)
 
 
 def _floor(reduced: Reduced) -> Float[Array, ""]:
@@ -323,15 +250,3 @@ def _reach(at: Iterate, step: Iterate, counts: Bool[Array, " m"]) -> Float[Array
     x, d = jnp.concatenate([at.s, at.z]), jnp.concatenate([step.s, step.z])
     falling = jnp.concatenate([counts, counts]) & (d < 0)
     return jnp.min(jnp.where(falling, -x / jnp.where(falling, d, -1), 2), initial=2.0)
-
-
-def _equalities(problem: QuadraticProgram) -> int:
-    return 0 if problem.b is None else problem.b.shape[0]
-
-
-def _equality(dual):
-    return dual.equality
-
-
-def _none(x: Any) -> bool:
-    return x is None

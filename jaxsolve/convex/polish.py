@@ -12,12 +12,16 @@ refinement on the true system: the method of multipliers with a huge penalty.
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual, Point
 from ..core.solver import AbstractPreconditioner
 from ..core.vectors import matmul
+from .iterate import Iterate, direction
+from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, collapse, expand, fields_of, join, solve_lower
 
 
@@ -105,3 +109,65 @@ class ActiveSystem(AbstractPreconditioner):
 
     def _scattered(self, y: Array | None, z: Float[Array, " m"]) -> Dual:
         return Dual(y, *fields_of(z, self.reduced.inequalities, self.reduced.bounds))
+
+
+def polish(
+    reduced: Reduced, old: Iterate, active: Bool[Array, " m"]
+) -> tuple[Iterate, Float[Array, "k k"], Float[Array, " m"]]:
+    """The solution at which the rows `active` are equalities and the others have no multiplier,
+    refined once, with the factor and the weights of its system."""
+    weight = jnp.where(active, reduced.penalty, 0)
+    factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
+    for _ in range(2):
+        gap = old.row + old.s - reduced.limit
+        centre = jnp.where(active, -weight * old.s, -old.z)
+        step = direction(reduced, factor, weight, old.gradient, gap, centre)
+        old = jax.tree.map(jnp.add, old, step)
+    return old, factor, weight
+
+
+def answer(
+    problem: QuadraticProgram, reduced: Reduced, v: Float[Array, " k"], z: Float[Array, " m"]
+) -> Point:
+    """The point in the problem's own variables, with the multipliers of its equalities."""
+    x = reduced.lift(v)
+    if problem.lower is not None and problem.upper is not None:
+        x = jnp.where(problem.lower == problem.upper, problem.lower, x)
+    dual = reduced.dual(None, z)
+    if problem.b is None:
+        return Point(x, dual)
+    y = jnp.zeros_like(problem.b)
+    if reduced.triangle is not None:
+        gradient = problem.conditions(Point(x, _with_equality(dual, y))).gradient
+        y = join(reduced.equality_dual(gradient), y, None, y)[: y.size]
+    return Point(x, _with_equality(dual, y))
+
+
+def active_system(
+    problem: QuadraticProgram,
+    reduced: Reduced,
+    factor: Float[Array, "k k"],
+    weight: Float[Array, " m"],
+    z: Float[Array, " m"],
+) -> ActiveSystem:
+    """What the last polish left, for the derivative."""
+    tied = jnp.zeros_like(reduced.fixed)
+    if all(reduced.bounds):
+        # Of a fixed variable's two bounds one is active and one tied.
+        count, bounds = reduced.inequalities, reduced.bounds
+        rows, large, upper = fields_of(weight, count, bounds)
+        fixed = fields_of(reduced.fixed, count, bounds)[1]
+        high = fixed & (fields_of(z, count, bounds)[1] < 0)
+        weight = join(
+            rows,
+            jnp.where(high, 1, large),
+            jnp.where(fixed, jnp.where(high, large, 1), upper),
+            weight,
+        )
+        tied = join(None if rows is None else rows != rows, high, fixed & ~high, weight)
+    equalities = 0 if problem.b is None else problem.b.shape[0]
+    return ActiveSystem(reduced, factor, weight, tied, problem.P, problem.G, equalities)
+
+
+def _with_equality(dual: Dual, y: Float[Array, " p"]) -> Dual:
+    return Dual(y, dual.inequality, dual.lower, dual.upper)

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
-from ..core.vectors import largest, matmul
+from ..core.vectors import identity, largest, matmul
 
 
 class Reduced(eqx.Module):
@@ -87,6 +87,17 @@ class Reduced(eqx.Module):
     def restrict(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """basis'x."""
         return x if self.rotation is None else matmul(x, self.rotation[:, self.equalities :])
+
+    def drop(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        """The v nearest to x: the inverse of `lift`."""
+        return self.restrict(x if self.start is None else x - self.start)
+
+    def matrix(self) -> Float[Array, "m k"]:
+        """K."""
+        rows = self.operator[self.size :]
+        if any(self.bounds) and self.rotation is None:
+            rows = jnp.concatenate([rows, identity(self.gradient)])
+        return expand(rows, self.inequalities, self.bounds)
 
     def apply(self, v: Float[Array, " k"]) -> tuple[Float[Array, " k"], Float[Array, " m"]]:
         """Hv and Kv."""

@@ -1,4 +1,4 @@
-"""The interior point and its rescue against Clarabel and NumPy, good and bad lanes in one batch."""
+"""The interior point, the active set and their rescue against Clarabel and NumPy, good and bad lanes in one batch."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 import jaxsolve as js
-from jaxsolve.convex import HomogeneousEmbedding, InteriorPoint
+from jaxsolve.convex import ActiveSet, HomogeneousEmbedding, InteriorPoint
 from tests import convex_programs as programs
 
-SOLVERS = {"InteriorPoint": InteriorPoint(), "HomogeneousEmbedding": HomogeneousEmbedding()}
+SOLVERS = {
+    "ActiveSet": ActiveSet(),
+    "InteriorPoint": InteriorPoint(),
+    "HomogeneousEmbedding": HomogeneousEmbedding(),
+}
 
 
 def problem(fields):

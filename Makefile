@@ -107,7 +107,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" PIP_CONSTRAINT= $(BIN)/pip
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --allow-unsafe
 
 requirements: setup ## Pin anew, keeping versions that are still allowed (UPGRADE=--upgrade for newer ones)
-	$(COMPILE) $(UPGRADE) --extra cli --extra interop --extra test --extra dev --extra docs \
+	$(COMPILE) $(UPGRADE) --extra cli --extra interop --extra cvxpy --extra test --extra dev --extra docs \
 	    --output-file requirements/dev.txt pyproject.toml requirements/tools.in
 	$(COMPILE) $(UPGRADE) --extra bench --constraint requirements/dev.txt \
 	    --output-file requirements/bench.txt pyproject.toml

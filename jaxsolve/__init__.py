@@ -46,9 +46,11 @@ from .core.solver import AbstractSolver as AbstractSolver
 from .interop import Jaxopt as Jaxopt, Scipy as Scipy
 from .layers import (
     ConeLayer as ConeLayer,
+    CvxpyLayer as CvxpyLayer,
     ProjectionLayer as ProjectionLayer,
     QPLayer as QPLayer,
     SolverLayer as SolverLayer,
+    from_cvxpy as from_cvxpy,
 )
 from .smooth import (
     LBFGS as LBFGS,

@@ -25,6 +25,14 @@ def is_matrix_free(matrix: Matrix) -> bool:
     return isinstance(matrix, BCOO | lx.AbstractLinearOperator)
 
 
+def from_entries(
+    values: Float[Array, " k"], row: np.ndarray, column: np.ndarray, shape: tuple[int, int]
+) -> BCOO:
+    """The sparse matrix with these entries."""
+    indices = jnp.asarray(np.stack([row, column], axis=1), jnp.int32)
+    return BCOO((values, indices), shape=shape)
+
+
 def checked(name: str, field: str, matrix: Matrix) -> Matrix:
     """`matrix`, where it is of a kind that has products; raises `TypeError`, `ValueError`."""
     if isinstance(matrix, BCOO) and (matrix.n_batch or matrix.n_dense or matrix.ndim != 2):

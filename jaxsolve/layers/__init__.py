@@ -1,6 +1,7 @@
 """Solves as layers of networks."""
 
-from .projection_layer import ProjectionLayer as ProjectionLayer
 from .cone_layer import ConeLayer as ConeLayer
+from .cvxpy_layer import CvxpyLayer as CvxpyLayer, from_cvxpy as from_cvxpy
+from .projection_layer import ProjectionLayer as ProjectionLayer
 from .qp_layer import QPLayer as QPLayer
 from .solver_layer import SolverLayer as SolverLayer

@@ -151,8 +151,15 @@ class ConeProgram(AbstractProblem):
         for cone in self.cones:
             if not isinstance(cone, AbstractCone):
                 raise TypeError(f"{name}: `cones` holds {cone!r}; give cones, as SecondOrder(3).")
-        arrays, value = fields.prepare_cones(self, init)
-        return type(self)(arrays.pop("P"), arrays.pop("q"), cones=self.cones, **arrays), value
+        found, value = fields.prepare(self, init)
+        rows, given = [cone.rows for cone in self.cones], found["G"]
+        count = 0 if given is None else sparse.shape_of(given)[0]
+        if sum(rows) != count:
+            raise ValueError(
+                f"{name}: `cones` have {rows} rows, {sum(rows)} in all, but `G` has {count}."
+            )
+        matrices = {field: found[field] for field in ("A", "b", "G", "h")}
+        return type(self)(found["P"], found["q"], cones=self.cones, **matrices), value
 
     def zero_dual(self) -> Dual:
         """Multipliers of zeros, of this problem's structure."""
@@ -181,7 +188,7 @@ class ConeProgram(AbstractProblem):
             (self.A, self.b, dual.equality),
             (self.G, self.h, dual.inequality),
         ):
-            if matrix is None:
+            if matrix is None or side is None:
                 continue
             rest = rest + sparse.transposed(matrix, value)
             products.append(value * side)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import largest
+from ..core.vectors import largest, matmul
 from . import sparse
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
@@ -102,6 +102,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         w = form.apply(x)
         v = w + y / (level * unit)
         error, _ = form.error(x, w, form.bend(x), y)
+        slow = jnp.zeros_like(zero, dtype=jnp.int32)
         return State(
             x=x,
             v=v,
@@ -109,7 +110,8 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
             best_y=y,
             level=level,
             errors=jnp.stack([error, zero + UNKNOWN, zero + SOFT[0]]),
-            counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 3),
+            # From a guess with multipliers Newton's method starts at once.
+            counts=jnp.stack([slow, slow, jnp.full_like(slow, guess.dual is not None)]),
             convex=_is_convex(problem),
             point=Point(x, dual),
         )
@@ -117,7 +119,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
     def step(self, problem: QuadraticProgram | ConeProgram, state: State) -> State:
         form = form_of(problem)
         system, unit, fixed = system_of(form), _unit(form), form.fixed()
-        weight = state.level * unit * jnp.where(fixed, STIFF, 1)
+        weight = state.level * jnp.where(fixed, STIFF * unit, unit)
         x, v = _iterate(system, weight, state.x, state.v, self.iterations)
         z = form.project(v)
         y = weight * (v - z)
@@ -145,7 +147,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         better = trial < near
         best_x, best_y = jnp.where(better, trial_x, best_x), jnp.where(better, trial_y, best_y)
         x = jnp.where(gained, trial_x, x)
-        weight = even * jnp.where(fixed, STIFF, 1)
+        weight = jnp.where(fixed, STIFF * even, even)
         v = jnp.where(gained, trial_w + trial_y / weight, z + y / weight)
 
         proved, point = _certificates(problem, form, x - state.x, y - old_y)
@@ -159,7 +161,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
             best_y=best_y,
             level=level,
             errors=jnp.stack([now, jnp.where(fell, now, mark), soft]),
-            counts=jnp.stack([slow, proved, gained]).astype(jnp.int32),
+            counts=jnp.stack([x.astype(jnp.int32) for x in (slow, proved, gained)]),
             convex=state.convex,
             point=point,
         )
@@ -186,7 +188,8 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         v = w + y / weight
         clean = weight * (v - form.project(v))
         error, _ = form.error(x, w, bent, clean)
-        y = jnp.where(error <= 2 * state.errors[0], clean, y)
+        exact = 8 * jnp.finfo(x.dtype).eps
+        y = jnp.where(error <= jnp.maximum(state.errors[0], exact), clean, y)
         if not isinstance(problem, ConeProgram) and form.box:
             count = form.low.shape[0] - x.shape[0]
             low, high = form.low[count:], form.high[count:]
@@ -276,14 +279,26 @@ def _certificates(problem, form: Form, dx, dy) -> tuple[Int[Array, ""], Point]:
     dual = form.split(weights / jnp.maximum(size, jnp.finfo(dx.dtype).tiny))
     infeasible = problem.certificate(Point(ray, dual), RESULTS.infeasible)
     unbounded = problem.certificate(Point(ray, dual), RESULTS.unbounded)
-    proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
-    return proved.astype(jnp.int32), Point(ray, dual)
+    none = jnp.zeros_like(infeasible, dtype=jnp.int32)
+    proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, none))
+    return proved, Point(ray, dual)
 
 
 def _is_convex(problem: QuadraticProgram | ConeProgram) -> Bool[Array, ""]:
     """Whether P is positive semidefinite on the null space of A; of operators it is believed."""
     if problem.P is None or any(sparse.is_matrix_free(x) for x in (problem.P, problem.A)):
         return jnp.array(True)
-    from .embedding import _is_convex
+    eps = jnp.finfo(problem.q.dtype).eps
+    size = _positive(largest(problem.P.ravel()))
+    little = jnp.diag(eps**0.6 * size + jnp.zeros_like(problem.q))
+    forms = problem.P[None]
+    if problem.A is not None:
+        square = matmul(problem.A.T, problem.A)
+        weight = eps**-0.25 * size / _positive(largest(square.ravel()))
+        forms = jnp.stack([problem.P, problem.P + weight * square])
+    factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
+    return jnp.any(jnp.isfinite(factors[:, -1, -1]))
 
-    return _is_convex(problem)
+
+def _positive(x: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(x > 0, x, jnp.ones_like(x))

@@ -129,7 +129,7 @@ class Form(eqx.Module):
         """The nearest point of C."""
         count = self.low.shape[0]
         near = jnp.clip(v[:count], self.low, self.high)
-        if self.cone is None:
+        if self.cone is None or self.h is None:
             return near
         return jnp.concatenate([near, self.h - self.cone.project(self.h - v[count:])])
 
@@ -138,8 +138,9 @@ class Form(eqx.Module):
         count = self.low.shape[0]
         inside = heaviside(v[:count] - self.low) * heaviside(self.high - v[:count])
         inside = jnp.where(self.low == self.high, 0, inside)
-        cones = None if self.cone is None else self.cone.slope(self.h - v[count:])
-        return RowSlope(inside, cones)
+        if self.cone is None or self.h is None:
+            return RowSlope(inside, None)
+        return RowSlope(inside, self.cone.slope(self.h - v[count:]))
 
     def recede(self, y: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """The nearest multiplier with which the rows can prove infeasibility."""
@@ -215,20 +216,19 @@ def form_of(problem: QuadraticProgram | ConeProgram) -> Form:
         ends.append((problem.b, problem.b))
     if problem.G is not None:
         matrices.append(problem.G)
-    kind = [problem.A is not None, problem.G is not None, False, False]
-    cone = h = None
+    cone = h = lower = upper = None
     if isinstance(problem, ConeProgram):
         if problem.G is not None:
             cone, h = problem.cone, problem.h
     else:
-        if problem.G is not None:
+        if problem.h is not None:
             ends.append((jnp.full_like(problem.h, -jnp.inf), problem.h))
         lower, upper = problem.lower, problem.upper
-        kind[2:] = [lower is not None, upper is not None]
-        if any(kind[2:]):
+        if lower is not None or upper is not None:
             none = jnp.full_like(q, jnp.inf)
             ends.append((-none if lower is None else lower, none if upper is None else upper))
     low = jnp.concatenate([a for a, _ in ends]) if ends else q[:0]
     high = jnp.concatenate([b for _, b in ends]) if ends else q[:0]
-    box = kind[2] or kind[3]
-    return Form(problem.P, q, tuple(matrices), low, high, h, cone, box, tuple(kind))
+    kind = (problem.A is not None, problem.G is not None, lower is not None, upper is not None)
+    box = lower is not None or upper is not None
+    return Form(problem.P, q, tuple(matrices), low, high, h, cone, box, kind)

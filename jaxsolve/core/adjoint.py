@@ -109,8 +109,8 @@ class Implicit(AbstractAdjoint):
 
         @at.defjvp
         def rule(primals, tangents):
-            data, found, (solved, preconditioner, fixed) = primals
-            point = at(data, found, (solved, preconditioner, fixed))
+            data, found, (solved, inverse, fixed) = primals
+            point = at(data, found, (solved, inverse, fixed))
             # NaN in a refused lane's data must not reach others through data that they share.
             clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
@@ -122,14 +122,16 @@ class Implicit(AbstractAdjoint):
                 vary(jax.tree.map(jnp.negative, push_data(moved)), varying(place)),
                 solver=self.linear_solver,
                 structure=problem.structure,
-                preconditioner=preconditioner,
+                preconditioner=eqx.combine(inverse, kept),
                 trusted=solved,
             )
             return point, tangent
 
         preconditioner = None if smooth else solver.preconditioner(problem, outcome.state)
-        preconditioner = jax.tree.map(jax.lax.stop_gradient, preconditioner)
-        point = at(data, found, (outcome.solved, preconditioner, fixed))
+        # Operators in it may hold functions.
+        inverse, kept = eqx.partition(preconditioner, eqx.is_array)
+        inverse = jax.tree.map(jax.lax.stop_gradient, inverse)
+        point = at(data, found, (outcome.solved, inverse, fixed))
         if smooth:
             # The value stays the solution's own; the derivative is the smoothed point's.
             point = _with_derivative(outcome.point, point)

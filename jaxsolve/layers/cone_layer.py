@@ -1,6 +1,5 @@
 """A layer that solves a cone program of its inputs."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -32,7 +31,7 @@ class ConeLayer(eqx.Module):
         adjoint: as in `solve`; `None`: `Implicit()`.
     """
 
-    cones: Sequence[AbstractCone] = eqx.field(converter=tuple)
+    cones: tuple[AbstractCone, ...] = eqx.field(converter=tuple)
     solver: Any = None
     adjoint: AbstractAdjoint | None = None
 

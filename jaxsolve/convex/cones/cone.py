@@ -50,11 +50,11 @@ class AbstractCone(eqx.Module):
 
 def heaviside(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The derivative of max(x, 0): 1/2 at 0."""
-    return jnp.where(x == 0, 0.5, jnp.where(x > 0, 1.0, 0.0)).astype(x.dtype)
+    return jnp.where(x == 0, 0.5, jnp.where(x > 0, jnp.ones_like(x), 0))
 
 
 def divided_difference(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """(max(a, 0) - max(b, 0)) / (a - b) without cancellation; its limit, or 1/2, where a = b."""
     size = jnp.abs(a) + jnp.abs(b)
     none = size == 0
-    return jnp.where(none, 0.5, (1 + (a + b) / jnp.where(none, 1, size)) / 2).astype(a.dtype)
+    return jnp.where(none, 0.5, (1 + (a + b) / jnp.where(none, 1, size)) / 2)

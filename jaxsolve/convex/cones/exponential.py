@@ -132,12 +132,17 @@ def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
         slope = dup / jnp.maximum(left, tiny) - ddown / jnp.maximum(right, tiny)
         return value, slope
 
+    eps = jnp.finfo(v.dtype).eps
+
     def step(carry, _):
         low, high, p, width = carry
         value, slope = straight(p)
         low, high = jnp.where(value > 0, low, p), jnp.where(value > 0, p, high)
         newton = p - value / jnp.where(slope > 0, slope, one)
-        fits = (slope > 0) & (newton >= low) & (newton <= high) & (jnp.abs(newton - p) < width / 2)
+        # At the root steps are rounding, which no more shrinks: half of a one-sided bracket is far.
+        moved = jnp.abs(newton - p)
+        shrinks = (moved < width / 2) | (moved <= 8 * eps * (1 + jnp.abs(p)))
+        fits = (slope > 0) & (newton >= low) & (newton <= high) & shrinks
         new = jnp.where(fits, newton, (low + high) / 2)
         return (low, high, new, jnp.where(fits, jnp.abs(newton - p), high - low)), None
 

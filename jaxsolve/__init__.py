@@ -7,6 +7,7 @@ from .convex import (
     ConeProgram as ConeProgram,
     Exponential as Exponential,
     InteriorPoint as InteriorPoint,
+    LinearProgram as LinearProgram,
     Nonnegative as Nonnegative,
     OperatorSplitting as OperatorSplitting,
     PositiveSemidefinite as PositiveSemidefinite,

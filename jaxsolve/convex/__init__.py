@@ -1,7 +1,7 @@
 """Convex problems and their solvers."""
 
-from .composite import Composite as Composite
 from .active_set import ActiveSet as ActiveSet
+from .composite import Composite as Composite
 from .cone_program import ConeProgram as ConeProgram
 from .cones import (
     Exponential as Exponential,
@@ -12,6 +12,7 @@ from .cones import (
 )
 from .embedding import HomogeneousEmbedding as HomogeneousEmbedding
 from .interior_point import InteriorPoint as InteriorPoint
+from .linear_program import LinearProgram as LinearProgram
 from .operator_splitting import OperatorSplitting as OperatorSplitting
 from .penalties import prox as prox
 from .projection import Projection as Projection, project as project

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
 
 
+SMALL = 10
+"""Up to so many free variables, and twice as many rows, the active-set method is the default: there
+1.2 to 1.8 times as fast as the interior point, at twice the size half as fast."""
+
+
 class Conditions(NamedTuple):
     """The optimality conditions before complementarity, and the terms that were added up."""
 
@@ -193,14 +198,24 @@ class QuadraticProgram(AbstractProblem):
         return least_squares_multipliers(self, value)
 
     def default_solver(self) -> "AbstractSolver":
+        """`OperatorSplitting` where a matrix is sparse or an operator, `ActiveSet` for up to
+        `SMALL` free variables and twice as many rows, `InteriorPoint` for all others."""
+        from .active_set import ActiveSet
         from .interior_point import InteriorPoint
         from .operator_splitting import OperatorSplitting
 
-        free = any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G))
-        return OperatorSplitting() if free else InteriorPoint()
+        if any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G)):
+            return OperatorSplitting()
+        sides = (self.h, self.lower, self.upper)
+        rows = sum(jnp.size(x) for x in sides if x is not None)
+        free = self.q.shape[0] - (0 if self.b is None else self.b.shape[0])
+        return ActiveSet() if free <= SMALL and 0 < rows <= 2 * SMALL else InteriorPoint()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
-        return fields.prepare(self, init)
+        if self.P is None:
+            raise TypeError(f"{type(self).__name__}: `P` is None; use LinearProgram.")
+        found, value = fields.prepare(self, init)
+        return type(self)(found.pop("P"), found.pop("q"), **found), value
 
     def zero_dual(self) -> Dual:
         """Multipliers of zeros, of this problem's structure."""

@@ -33,6 +33,13 @@ def from_entries(
     return BCOO((values, indices), shape=shape)
 
 
+def zeros(n: int, like: Matrix | None, dtype: Any) -> Matrix:
+    """The n x n matrix of zeros, sparse where `like` is."""
+    if like is None or not is_matrix_free(like):
+        return jnp.zeros((n, n), dtype)
+    return from_entries(jnp.zeros(1, dtype), np.zeros(1), np.zeros(1), (n, n))
+
+
 def checked(name: str, field: str, matrix: Matrix) -> Matrix:
     """`matrix`, where it is of a kind that has products; raises `TypeError`, `ValueError`."""
     if isinstance(matrix, BCOO) and (matrix.n_batch or matrix.n_dense or matrix.ndim != 2):

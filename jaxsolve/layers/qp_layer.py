@@ -31,7 +31,7 @@ class QPLayer(eqx.Module):
         ```
 
     Args:
-        solver: as in `solve`; `None`: `InteriorPoint()`.
+        solver: as in `solve`; `None`: `QuadraticProgram.default_solver()`.
         adjoint: as in `solve`; `None`: `Implicit()`.
     """
 

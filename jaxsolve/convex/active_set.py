@@ -31,7 +31,7 @@ from ..core.vectors import identity, matmul
 from .iterate import iterate_at, natural_error
 from .polish import ActiveSystem, active_system, answer, polish
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, reduce, solve_lower
+from .reduced import Reduced, reduce, require_dense, solve_lower
 
 NONE = -1
 """No row is driven."""
@@ -80,6 +80,9 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
     """
 
     step_limit: ClassVar[int] = 1000
+
+    def refuse(self, problem: QuadraticProgram) -> None:
+        require_dense(self, problem)
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
         reduced = reduce(problem)

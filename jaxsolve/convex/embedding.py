@@ -29,7 +29,7 @@ from .certificates import separation
 from .interior_point import UNKNOWN, less
 from .iterate import Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, reduce, solve_lower
+from .reduced import Reduced, reduce, require_dense, solve_lower
 
 PREDICT, CORRECT, POLISH = 0, 1, 2
 TRIES, STEPS, PATIENCE = 3, 250, 60
@@ -89,6 +89,9 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
 
     step_limit: ClassVar[int] = 300
     proves: ClassVar[bool] = True
+
+    def refuse(self, problem: QuadraticProgram) -> None:
+        require_dense(self, problem)
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
         reduced = reduce(problem, keep=True)

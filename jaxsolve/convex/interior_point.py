@@ -27,7 +27,7 @@ from ..core.vectors import largest
 from .iterate import Iterate, active_weight, direction, iterate_at, natural_error, unpack
 from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, reduce
+from .reduced import Reduced, reduce, require_dense
 
 START, INTERIOR, POLISH = 0, 1, 2
 TRIES = 2
@@ -71,6 +71,9 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
     """
 
     step_limit: ClassVar[int] = 300
+
+    def refuse(self, problem: QuadraticProgram) -> None:
+        require_dense(self, problem)
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
         reduced = reduce(problem)

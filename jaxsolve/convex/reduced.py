@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
 from ..core.vectors import identity, largest, matmul
+from . import sparse
+from .quadratic_program import QuadraticProgram
 
 
 class Reduced(eqx.Module):
@@ -199,6 +201,20 @@ def solve_lower(
     return lax.linalg.triangular_solve(
         factor, b[:, None], left_side=True, lower=True, transpose_a=transposed
     )[:, 0]
+
+
+def require_dense(solver: Any, problem: Any) -> None:
+    """Raise `TypeError` unless the problem is a `QuadraticProgram` of arrays."""
+    name = type(solver).__name__
+    if not isinstance(problem, QuadraticProgram):
+        raise TypeError(f"{name} solves a QuadraticProgram; got {type(problem).__name__}.")
+    for field in ("P", "A", "G"):
+        if sparse.is_matrix_free(getattr(problem, field)):
+            kind = type(getattr(problem, field)).__name__
+            raise TypeError(
+                f"{name} factors its matrices, but `{field}` is a {kind}: give an array, or use "
+                "OperatorSplitting."
+            )
 
 
 def reduce(problem: Any, keep: bool = False) -> Reduced:

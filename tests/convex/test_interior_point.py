@@ -1,9 +1,11 @@
-"""The interior point, the active set and their rescue against Clarabel and NumPy, good and bad lanes in one batch."""
+"""Interior point, active set and their rescue against Clarabel and NumPy: good and bad lanes in one
+batch."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
 import jaxsolve as js
 from jaxsolve.convex import ActiveSet, HomogeneousEmbedding, InteriorPoint
@@ -123,14 +125,16 @@ def test_a_lane_that_failed_has_a_nan_derivative_alone(x64):
     np.testing.assert_array_equal(failed, [False, True, True, False, False])
 
 
-def test_warm_start_ends_within_two_steps(x64):
+@pytest.mark.parametrize(("name", "most"), [("ActiveSet", 0), ("InteriorPoint", 2)])
+def test_warm_start_ends_at_once(name, most, x64):
+    solver = SOLVERS[name]
     data = {name: jnp.asarray(value) for name, value in programs.regular(4).items()}
-    cold = js.solve(problem(data))
-    warm = js.solve(problem(data), init=cold)
-    assert int(warm.stats.steps) <= 2 < int(cold.stats.steps)
+    cold = js.solve(problem(data), solver)
+    warm = js.solve(problem(data), solver, cold)
+    assert int(warm.stats.steps) <= most < int(cold.stats.steps)
     np.testing.assert_allclose(warm.value, cold.value, atol=1e-9)
-    moved = js.solve(problem({**data, "q": data["q"] * 1.3}), init=cold)
-    again = js.solve(problem({**data, "q": data["q"] * 1.3}))
+    moved = js.solve(problem({**data, "q": data["q"] * 1.3}), solver, cold)
+    again = js.solve(problem({**data, "q": data["q"] * 1.3}), solver)
     np.testing.assert_allclose(moved.value, again.value, atol=1e-8)
 
 
@@ -166,3 +170,13 @@ def test_programs_of_other_shapes(shape, x64):
         A = jnp.asarray(rng.normal(size=(3, 3)))
         solution = js.solve(js.QuadraticProgram(jnp.eye(3), q, A=A, b=jnp.ones(3)))
         np.testing.assert_allclose(solution.value, np.linalg.solve(A, np.ones(3)), atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_a_dense_solver_refuses_is_named(solver):
+    rows = sparse.BCOO.fromdense(jnp.ones((1, 2)))
+    with pytest.raises(TypeError, match=f"{solver} factors its matrices, but `G` is a BCOO"):
+        program = js.QuadraticProgram(jnp.eye(2), jnp.ones(2), G=rows, h=jnp.ones(1))
+        js.solve(program, SOLVERS[solver])
+    with pytest.raises(TypeError, match=f"{solver} solves a QuadraticProgram; got ConeProgram"):
+        js.solve(js.ConeProgram(jnp.eye(2), jnp.ones(2)), SOLVERS[solver])

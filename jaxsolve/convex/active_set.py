@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import identity, matmul
+from ..core.vectors import identity, largest, matmul
 from .iterate import iterate_at, natural_error
 from .polish import ActiveSystem, active_system, answer, polish
 from .quadratic_program import QuadraticProgram
@@ -270,4 +270,4 @@ def _violation(
     """The largest violation of a row outside the working set, relative to the data's size."""
     over = jnp.where(reduced.fixed, jnp.abs(basic), -basic)
     over = jnp.where(working | (reduced.penalty == 0), 0, over)
-    return jnp.max(over, initial=0.0) / reduced.primal_scale
+    return largest(jnp.maximum(over, 0)) / reduced.primal_scale

@@ -20,6 +20,7 @@ from ..core.closure import Combined, open_variable, restore, trace
 from ..core.mesh import vary, varying
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.vectors import largest
 from .penalties import AbstractPenalty
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Composite(AbstractProblem):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The largest natural residual, and the scale against which it is judged."""
         one = jnp.ones_like(jax.tree.leaves(value)[0], shape=())
-        return _largest(self.natural(value, gradient, one)), jnp.maximum(one, _largest(gradient))
+        return largest(self.natural(value, gradient, one)), jnp.maximum(one, largest(gradient))
 
     def default_solver(self) -> "AbstractSolver":
         from .proximal_gradient import ProximalGradient
@@ -162,14 +163,6 @@ class Composite(AbstractProblem):
 def _along(value: PyTree[Array], direction: PyTree[Array], length: Float[Array, ""]) -> PyTree:
     """value + length direction, each leaf in its own dtype."""
     return jax.tree.map(lambda y, d: y + length.astype(y.dtype) * d, value, direction)
-
-
-def _largest(tree: PyTree[Array]) -> Float[Array, ""]:
-    parts = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]
-    worst = parts[0]
-    for part in parts[1:]:
-        worst = jnp.maximum(worst, part.astype(worst.dtype))
-    return worst
 
 
 def _typical_step(curve: Callable[[PyTree], PyTree], value: PyTree[Array]) -> Float[Array, ""]:

@@ -185,8 +185,10 @@ def _step(state: State) -> State:
 
     # Interior: one length for all, short of the boundary. Start: z and -z, shifted to be positive.
     length = jnp.minimum(_reach(old, second, inside) * jnp.clip(1 - mu, 0.99, 1 - 1e-5), 1)
-    ends = jnp.where(free, jnp.stack([-first.z, first.z]), -jnp.inf)
-    up, down = jnp.maximum(jnp.max(ends, axis=1, initial=-1.0) + 1, 0)
+    ends = jnp.where(free, jnp.stack([-first.z, first.z]), -1)
+    # Without entries a maximum has no derivative: there is one more.
+    ends = jnp.pad(ends, ((0, 0), (0, 1)), constant_values=-1)
+    up, down = jnp.max(ends, axis=1) + 1
     once, twice = start | polish, jnp.where(start, 0, jnp.where(polish, 1, length))
 
     def total(a: Array, b: Array) -> Array:
@@ -252,4 +254,4 @@ def _reach(at: Iterate, step: Iterate, counts: Bool[Array, " m"]) -> Float[Array
     """The largest t <= 2 for which s + t ds and z + t dz are not negative."""
     x, d = jnp.concatenate([at.s, at.z]), jnp.concatenate([step.s, step.z])
     falling = jnp.concatenate([counts, counts]) & (d < 0)
-    return jnp.min(jnp.where(falling, -x / jnp.where(falling, d, -1), 2), initial=2.0)
+    return jnp.min(jnp.append(jnp.where(falling, -x / jnp.where(falling, d, -1), 2), 2))

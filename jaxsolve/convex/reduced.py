@@ -278,7 +278,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         square = jnp.concatenate([square, jnp.ones_like(q)])
     own = square[count:]
     square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
-    biggest = jnp.max(square, initial=0.0)
+    biggest = largest(square)
     square = jnp.where(biggest > 0, jnp.maximum(square, jnp.finfo(q.dtype).eps * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
     out = Reduced(

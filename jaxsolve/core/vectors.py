@@ -38,9 +38,15 @@ def norm(a: Float[Array, " n"]) -> Float[Array, ""]:
     return jnp.where(zero, jnp.zeros_like(square), jnp.sqrt(safe))
 
 
-def largest(a: Float[Array, " n"]) -> Float[Array, ""]:
-    """The maximum norm."""
-    return jnp.max(jnp.abs(a))
+def largest(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The largest absolute entry of an array or of a pytree of them; 0 of none, NaN for NaN."""
+    # Without entries a maximum has no derivative, whatever its initial value.
+    parts = [jnp.max(jnp.abs(x)) if x.size else jnp.sum(x) for x in jax.tree.leaves(tree)]
+    found = parts[0]
+    for part in parts[1:]:
+        dtype = jnp.promote_types(found.dtype, part.dtype)
+        found = jnp.maximum(found.astype(dtype), part.astype(dtype))
+    return found
 
 
 def finite(*arrays: Float[Array, "..."]) -> Array:

@@ -23,6 +23,7 @@ from ..core.checks import show
 from ..core.closure import Combined, open_variable, restore, trace
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.vectors import largest
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -98,7 +99,7 @@ class Root(AbstractSmooth):
         return Point(self(point.primal))
 
     def residual(self, point: Point) -> Residual:
-        return _primal(max_norm(self(point.primal)))
+        return _primal(largest(self(point.primal)))
 
     def default_solver(self) -> "AbstractSolver":
         from .broyden import Broyden
@@ -129,8 +130,8 @@ class FixedPoint(AbstractSmooth):
         return Point(jax.tree.map(jnp.subtract, point.primal, self(point.primal)))
 
     def residual(self, point: Point) -> Residual:
-        size = jnp.maximum(max_norm(point.primal), 1.0)
-        return _primal(max_norm(self.optimality(point).primal), size)
+        size = jnp.maximum(largest(point.primal), 1.0)
+        return _primal(largest(self.optimality(point).primal), size)
 
     def default_solver(self) -> "AbstractSolver":
         from .anderson import Anderson
@@ -164,7 +165,7 @@ class Minimise(AbstractSmooth):
         return Point(jax.grad(self)(point.primal))
 
     def residual(self, point: Point) -> Residual:
-        return _dual(max_norm(self.optimality(point).primal))
+        return _dual(largest(self.optimality(point).primal))
 
     def default_solver(self) -> "AbstractSolver":
         from .lbfgs import LBFGS
@@ -207,7 +208,7 @@ class LeastSquares(AbstractSmooth):
         residuals, gradient = self._gradient(point)
         squares = [jnp.sum(x * x) for x in jax.tree.leaves(residuals)]
         size = jnp.sqrt(jnp.maximum(sum(squares[1:], squares[0]), 1.0))
-        return _dual(max_norm(gradient), size)
+        return _dual(largest(gradient), size)
 
     def _gradient(self, point: Point) -> tuple[PyTree[Array], PyTree[Array]]:
         residuals, pullback = jax.vjp(self, point.primal)
@@ -228,16 +229,6 @@ class LeastSquares(AbstractSmooth):
                 )
         if sum(leaf.size for _, leaf in paths) == 0:
             raise TypeError(f"LeastSquares: `fn` returns no residuals, but {show(out)}.")
-
-
-def max_norm(tree: PyTree[Array]) -> Float[Array, ""]:
-    """The largest absolute entry; NaN if there is one."""
-    parts = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]
-    largest = parts[0]
-    for part in parts[1:]:
-        dtype = jnp.promote_types(largest.dtype, part.dtype)
-        largest = jnp.maximum(largest.astype(dtype), part.astype(dtype))
-    return largest
 
 
 def _primal(size: Float[Array, ""], scale: Float[Array, ""] | None = None) -> Residual:

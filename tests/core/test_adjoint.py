@@ -36,6 +36,7 @@ PROBLEMS = {
     "root": lambda a: js.Root(coupled, a),
     "fixed point": lambda a: js.FixedPoint(lambda y, a: y - coupled(y, a) / 6, a),
     "program": program,
+    "equalities": lambda a: js.QuadraticProgram(P, -a, A=ROWS[:1], b=LIMITS[:1]),
 }
 SOLVERS = [
     ("minimise", js.LBFGS(), 30),
@@ -45,16 +46,18 @@ SOLVERS = [
     ("root", js.Broyden(), 25),
     ("fixed point", js.Anderson(), 40),
     ("program", js.InteriorPoint(), 20),
+    ("program", js.ActiveSet(), 8),
     ("program", HomogeneousEmbedding(), 30),
+    ("equalities", js.InteriorPoint(), 10),
 ]
 
 
 @pytest.mark.parametrize(
-    "kind, solver, steps", SOLVERS, ids=[type(solver).__name__ for _, solver, _ in SOLVERS]
+    "kind, solver, steps", SOLVERS, ids=[f"{type(s).__name__}-{kind}" for kind, s, _ in SOLVERS]
 )
 def test_unrolled_value_and_derivative_are_those_of_the_solution(kind, solver, steps, x64):
     def solution(a, adjoint=None):
-        init = None if kind == "program" else jnp.full_like(a, 0.1)
+        init = None if kind in ("program", "equalities") else jnp.full_like(a, 0.1)
         return js.solve(PROBLEMS[kind](a), solver, init, adjoint=adjoint).value
 
     @jax.jit

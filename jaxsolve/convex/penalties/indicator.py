@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ...core.vectors import largest
 from ..sets import (
     Affine,
     Birkhoff,
@@ -42,9 +43,8 @@ class Indicator(AbstractPenalty):
         leaves = jax.tree.leaves(y)
         outside = jnp.array(False)
         for x, p in zip(leaves, jax.tree.leaves(self.set.project(y)), strict=True):
-            gap = jnp.max(jnp.abs(x - p), initial=0.0)
-            size = jnp.maximum(jnp.max(jnp.abs(x), initial=0.0), 1)
-            outside = outside | ~(gap <= jnp.finfo(x.dtype).eps ** 0.5 * size)
+            near = jnp.finfo(x.dtype).eps ** 0.5 * jnp.maximum(largest(x), 1)
+            outside = outside | ~(largest(x - p) <= near)
         zero = jnp.zeros_like(leaves[0], shape=())
         return jnp.where(outside, jnp.inf * jnp.ones_like(zero), zero)
 

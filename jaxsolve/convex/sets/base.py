@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core.checks import show
 from ...core.problem import AbstractProblem
+from ...core.solution import RESULTS
 from ...core.solve import solve
 
 
@@ -35,8 +36,12 @@ class AbstractSet(eqx.Module):
         return self
 
     def project(self, point: PyTree[Array]) -> PyTree[Array]:
-        """The nearest element of the set: the value of `solve(Projection(point, self))`."""
-        return solve(self.problem(point), throw=False).value
+        """The nearest element of the set: the value of `solve(Projection(point, self))`, NaN where
+        the set is empty."""
+        solution = solve(self.problem(point), throw=False)
+        # The last point of a failed solve would pass for an element.
+        empty = solution.result == RESULTS.infeasible
+        return jax.tree.map(lambda x: jnp.where(empty, jnp.nan, x), solution.value)
 
     def constraints(self, point: Array) -> dict[str, Array] | None:
         """The set, fitted to the point, as fields `A, b, G, h, lower, upper` of a quadratic
@@ -62,7 +67,11 @@ class AbstractClosedForm(AbstractSet):
         from .closed_form import FormulaProjection
 
         problem = FormulaProjection.of(point, self)
-        return problem.restore(problem.formula())
+        found = problem.formula()
+        return problem.restore(jnp.where(problem.clean() & ~problem.set.empty(), found, jnp.nan))
+
+    def matches(self, point: PyTree[Array]) -> None:
+        """Raise where a field that is a pytree does not have the structure of the point's."""
 
     @abc.abstractmethod
     def find(self, point: Array) -> Array:
@@ -161,11 +170,6 @@ def vector(name: str, point: Array) -> None:
     """Raise unless the point is a vector with an entry."""
     if point.ndim != 1 or point.size == 0:
         raise ValueError(f"{name}: `point` must be a vector; it is {show(point)}.")
-
-
-def largest(values: Array) -> Float[Array, ""]:
-    """The maximum norm of an array of any shape and size; NaN for NaN."""
-    return jnp.max(jnp.abs(values), initial=0.0)
 
 
 def frozen(tree: PyTree) -> PyTree:

@@ -3,12 +3,13 @@
 from typing import Any, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.vectors import dot
-from .base import AbstractClosedForm, largest, number, scalar, shaped, vector
+from ...core.vectors import dot, largest
+from .base import AbstractClosedForm, number, scalar, shaped, vector
 
 
 class Box(AbstractClosedForm):
@@ -37,6 +38,21 @@ class Box(AbstractClosedForm):
             fields.append(shaped("Box", field, value, point.shape, point, full=True))
         return type(self)(*fields)
 
+    def matches(self, point: PyTree[Array]) -> None:
+        if jax.tree.structure(point) == jax.tree.structure(0):
+            return
+        wanted = [jnp.shape(x) for x in jax.tree.leaves(point)]
+        for field in ("lower", "upper"):
+            value = getattr(self, field)
+            if value is None or jax.tree.structure(value) == jax.tree.structure(0):
+                continue
+            same = jax.tree.structure(value) == jax.tree.structure(point)
+            if not same or [jnp.shape(x) for x in jax.tree.leaves(value)] != wanted:
+                raise ValueError(
+                    f"Box: `{field}` is {outline(value)}, but `point` is {outline(point)}: "
+                    f"`{field}` must be a scalar, or have the point's structure and shapes."
+                )
+
     def find(self, point: Array) -> Array:
         return jnp.minimum(jnp.maximum(point, self.lower), self.upper)
 
@@ -52,7 +68,8 @@ class Box(AbstractClosedForm):
         return largest(natural(point - at, at - self.lower, self.upper - at))
 
     def empty(self) -> Bool[Array, ""]:
-        return jnp.any(self.lower > self.upper)
+        nowhere = (self.lower == jnp.inf) | (self.upper == -jnp.inf)
+        return jnp.any((self.lower > self.upper) | nowhere)
 
     def size(self) -> Float[Array, ""]:
         bounds = [jnp.where(jnp.isfinite(x), x, 0) for x in (self.lower, self.upper)]
@@ -137,13 +154,18 @@ class Halfspace(AbstractClosedForm):
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 1)
 
     def empty(self) -> Bool[Array, ""]:
-        return (self.offset < 0) & jnp.all(self.normal == 0)
+        return ((self.offset < 0) & jnp.all(self.normal == 0)) | (self.offset == -jnp.inf)
 
     def size(self) -> Float[Array, ""]:
         return jnp.abs(self.offset) / self._length()
 
     def constraints(self, point: Array) -> dict[str, Array]:
         return {"G": self.normal[None, :], "h": self.offset[None]}
+
+
+def outline(tree: PyTree) -> str:
+    """A pytree with the shapes of its leaves."""
+    return str(jax.tree.map(lambda x: list(jnp.shape(x)), tree))
 
 
 def natural(pull: Array, below: Array, above: Array) -> Array:

@@ -22,7 +22,8 @@ from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
-from .base import AbstractClosedForm, frozen, largest
+from ...core.vectors import largest
+from .base import AbstractClosedForm, frozen
 
 
 class FormulaProjection(AbstractProblem):
@@ -40,6 +41,7 @@ class FormulaProjection(AbstractProblem):
     def of(cls, point: PyTree[Array], set: AbstractClosedForm) -> Self:
         """The problem with the set's data brought to the point's shape and dtype."""
         array, unravel = opened(point, type(set).__name__)
+        set.matches(point)
         return cls(array, set.fit(array), unravel)
 
     @property
@@ -51,6 +53,13 @@ class FormulaProjection(AbstractProblem):
         found = frozen(self)
         return self.set.face(self.point, jax.lax.stop_gradient(found.set.find(found.point)))
 
+    def clean(self) -> Bool[Array, ""]:
+        """Whether the point is finite and no data are NaN."""
+        clean = jnp.all(jnp.isfinite(self.point))
+        for x in jax.tree.leaves(eqx.filter(self.set, eqx.is_inexact_array)):
+            clean = clean & ~jnp.any(jnp.isnan(x))
+        return clean
+
     def optimality(self, point: Point) -> Point:
         at = jax.lax.stop_gradient(point.primal)
         return Point(point.primal - self.set.face(self.point, at))
@@ -60,7 +69,9 @@ class FormulaProjection(AbstractProblem):
         primal = self.set.violation(point.primal)
         dual = self.set.normality(self.point, point.primal)
         one, zero = jnp.ones_like(primal), jnp.zeros_like(primal)
-        size = jnp.maximum(one, self.set.size())
+        # An infinite radius is no scale: everything would pass.
+        size = self.set.size()
+        size = jnp.maximum(one, jnp.where(jnp.isfinite(size), size, 0))
         scale = jnp.maximum(one, largest(self.point))
         return Residual(primal, dual, zero, Scale(size, jnp.maximum(size, scale), one))
 
@@ -77,11 +88,8 @@ class FormulaProjection(AbstractProblem):
         return value if self.unravel is None else self.unravel(value)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        clean = jnp.all(jnp.isfinite(self.point))
-        for x in jax.tree.leaves(eqx.filter(self.set, eqx.is_inexact_array)):
-            clean = clean & ~jnp.any(jnp.isnan(x))
         result = RESULTS.where(
-            clean,
+            self.clean(),
             RESULTS.where(self.set.empty(), RESULTS.infeasible, RESULTS.successful),
             RESULTS.nonfinite_input,
         )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ...core.checks import show
-from ...core.vectors import dot, matmul
-from .base import AbstractClosedForm, largest, number, scalar, vector
+from ...core.vectors import dot, largest, matmul
+from .base import AbstractClosedForm, number, scalar, vector
 
 Scalar = Float[Array, ""]
 

@@ -22,8 +22,9 @@ from ...core.checks import show
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
+from ...core.vectors import largest
 from ..quadratic_program import QuadraticProgram
-from .base import AbstractSet, largest
+from .base import AbstractClosedForm, AbstractSet
 from .closed_form import opened
 from .sparse import KSparse
 
@@ -109,9 +110,10 @@ class IntersectionProjection(AbstractProblem):
         found = self.optimality(point)
         gaps = jnp.stack([largest(gap) for gap in found.dual])
         one = jnp.ones_like(gaps[0])
-        terms = jnp.stack([largest(y) for y in (self.point, *point.dual)])
-        scale = jnp.maximum(one, jnp.max(terms))
-        return Residual(jnp.max(gaps), largest(found.primal), 0 * one, Scale(scale, scale, one))
+        # Of an empty intersection the normals grow for ever: they are no scale for the gaps.
+        size = jnp.maximum(one, largest(self.point))
+        terms = jnp.maximum(size, jnp.max(jnp.stack([largest(y) for y in point.dual])))
+        return Residual(jnp.max(gaps), largest(found.primal), 0 * one, Scale(size, terms, one))
 
     def multipliers(self, value: Array) -> tuple[Array, ...]:
         """The normals, of a point alone: Dykstra's increments are not known, zeros."""
@@ -132,7 +134,12 @@ class IntersectionProjection(AbstractProblem):
         clean = jnp.all(jnp.isfinite(self.point))
         for x in jax.tree.leaves(eqx.filter(self.sets, eqx.is_inexact_array)):
             clean = clean & ~jnp.any(jnp.isnan(x))
-        result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
+        empty = jnp.array(False)
+        for one in self.sets:
+            if isinstance(one, AbstractClosedForm):
+                empty = empty | one.empty()
+        result = RESULTS.where(empty, RESULTS.infeasible, RESULTS.successful)
+        result = RESULTS.where(clean, result, RESULTS.nonfinite_input)
         nan = jnp.full_like(self.point, jnp.nan)
         return result, Point(nan, self.multipliers(nan))
 
@@ -167,8 +174,7 @@ class Dykstra(AbstractSolver[IntersectionProjection]):
         return _round(problem, state)
 
     def measure(self, problem: IntersectionProjection, state: Round) -> Scalar:
-        terms = jnp.stack([largest(y) for y in (problem.point, *state.normals)])
-        return state.spread / jnp.maximum(jnp.max(terms), 1)
+        return state.spread / jnp.maximum(largest(problem.point), 1)
 
     def status(
         self, problem: IntersectionProjection, state: Round, tolerance: Scalar

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ...core.vectors import identity
-from .base import AbstractClosedForm, largest, vector
+from ...core.vectors import identity, largest
+from .base import AbstractClosedForm, vector
 
 
 class Isotonic(AbstractClosedForm):

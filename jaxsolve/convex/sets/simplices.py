@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from .base import AbstractClosedForm, largest, number, scalar, shaped, vector
+from ...core.checks import show
+from ...core.vectors import largest
+from .base import AbstractClosedForm, number, scalar, shaped, vector
+from .bounds import natural
 from .threshold import capped_threshold, simplex_threshold
 
 Scalar = Float[Array, ""]
@@ -69,7 +72,7 @@ class CappedSimplex(AbstractClosedForm):
 
     Args:
         total: from 0 to the sum of the caps; the set is empty outside.
-        cap: at least 0; a scalar is for all entries.
+        cap: at least 0, infinite for none; a scalar is for all entries.
     """
 
     total: Scalar = eqx.field(converter=number)
@@ -114,16 +117,17 @@ class CappedSimplex(AbstractClosedForm):
             jnp.where(jnp.isfinite(low), low, high),
             jnp.where(jnp.isfinite(high), high, low),
         )
-        force = pull - (low + high) / 2
-        below = jnp.minimum(jnp.maximum(-force, 0), jnp.maximum(at, 0))
-        above = jnp.minimum(jnp.maximum(force, 0), jnp.maximum(self.cap - at, 0))
-        return largest(jnp.maximum(below, above))
+        # Caps of 0 alone: any multiplier will do.
+        tau = jnp.where(jnp.isfinite(low + high), (low + high) / 2, 0)
+        force = pull - tau
+        return largest(natural(force, at, self.cap - at))
 
     def empty(self) -> Bool[Array, ""]:
         return (self.total < 0) | jnp.any(self.cap < 0) | (self.total > jnp.sum(self.cap))
 
     def size(self) -> Scalar:
-        return jnp.maximum(jnp.abs(self.total), largest(self.cap))
+        cap = jnp.where(jnp.isfinite(self.cap), self.cap, 0)
+        return jnp.maximum(jnp.abs(self.total), largest(cap))
 
     def constraints(self, point: Array) -> dict[str, Array]:
         ones = jnp.ones_like(point)
@@ -143,6 +147,8 @@ class L1Ball(AbstractClosedForm):
     radius: Scalar = eqx.field(default=1.0, converter=number)
 
     def fit(self, point: Array) -> Self:
+        if point.size == 0:
+            raise ValueError(f"L1Ball: `point` must have an entry; it is {show(point)}.")
         return type(self)(scalar("L1Ball", "radius", self.radius, point))
 
     def find(self, point: Array) -> Array:

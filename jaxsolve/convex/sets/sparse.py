@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import AbstractClosedForm, largest
+from ...core.vectors import largest
+from .base import AbstractClosedForm
 
 
 class KSparse(AbstractClosedForm):

@@ -52,7 +52,9 @@ def simplex_threshold(values: Float[Array, " n"], total: Scalar) -> tuple[Scalar
 
 def capped_threshold(values: Float[Array, " n"], cap: Float[Array, " n"], total: Scalar) -> Scalar:
     """tau with sum min(max(values - tau, 0), cap) = total, where 0 <= total <= sum cap."""
-    low, high = jnp.min(values - cap), jnp.max(values)
+    # Both are left of the root; the second also of caps that are infinite.
+    low = jnp.maximum(jnp.min(values - cap), jnp.min(values) - total)
+    high = jnp.max(values)
 
     def init(data):
         _, _, _, low, high = data

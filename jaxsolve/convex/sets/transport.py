@@ -30,8 +30,8 @@ from ...core.checks import show
 from ...core.problem import AbstractProblem, Structure
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ...core.solver import AbstractPreconditioner, AbstractSolver
-from ...core.vectors import dot, finite, matmul
-from .base import AbstractSet, largest, shaped
+from ...core.vectors import dot, finite, largest, matmul
+from .base import AbstractSet, shaped
 
 Scalar = Float[Array, ""]
 Matrix = Float[Array, "n m"]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
-from ..core.vectors import largest
+from ..core.vectors import largest, positive
 from . import sparse
 
 
@@ -43,7 +43,7 @@ def proves_infeasible(problem: Any, dual: Dual) -> Bool[Array, ""]:
         rest = rest + (weight if matrix is None else sparse.transposed(matrix, weight))
         side = jnp.where(there, side, 0)
         products.append(weight * side)
-        size = 1.0 if matrix is None else _positive(sparse.sizes(matrix))
+        size = 1.0 if matrix is None else positive(sparse.sizes(matrix))
         distances.append(side / size)
     far = largest(jnp.concatenate(distances + [problem.q[:1] * 0]))
     return signs & separation(jnp.concatenate(products), far * largest(rest))
@@ -68,8 +68,4 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
 
 
 def _scaled(matrix: Any, product: Float[Array, " m"]) -> Float[Array, " m"]:
-    return product / _positive(sparse.sizes(matrix))
-
-
-def _positive(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(x > 0, x, jnp.ones_like(x))
+    return product / positive(sparse.sizes(matrix))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, largest
+from ..core.vectors import dot, largest, positive
 from . import fields, sparse
 from .certificates import separation
 from .cones import AbstractCone, Product
@@ -192,7 +192,7 @@ class ConeProgram(AbstractProblem):
                 continue
             rest = rest + sparse.transposed(matrix, value)
             products.append(value * side)
-            distances.append(side / _positive(sparse.sizes(matrix)))
+            distances.append(side / positive(sparse.sizes(matrix)))
         noise = largest(jnp.concatenate(distances)) * largest(rest)
         if self.G is not None:
             z = dual.inequality
@@ -204,15 +204,15 @@ class ConeProgram(AbstractProblem):
         """Pd = 0, Ad = 0, -Gd in K, q'd < 0."""
         parts = [self.q[:1] * 0]
         if self.P is not None:
-            parts.append(self.bend(ray) / _positive(sparse.sizes(self.P)))
+            parts.append(self.bend(ray) / positive(sparse.sizes(self.P)))
         if self.A is not None:
-            parts.append(sparse.apply(self.A, ray) / _positive(sparse.sizes(self.A)))
+            parts.append(sparse.apply(self.A, ray) / positive(sparse.sizes(self.A)))
         if self.G is not None:
             # One size a cone: a cone is not one any more when its rows are scaled apart.
             s = -sparse.apply(self.G, ray)
             rows = self.cone.split(sparse.sizes(self.G))
             size = self.cone.each([jnp.max(x, axis=1) for x in rows])
-            parts.append((s - self.cone.project(s)) / _positive(size))
+            parts.append((s - self.cone.project(s)) / positive(size))
         noise = largest(self.q) * largest(jnp.concatenate(parts))
         return separation(self.q * ray, noise)
 
@@ -227,7 +227,3 @@ class ConeProgram(AbstractProblem):
         from .describe import describe
 
         return describe(self)
-
-
-def _positive(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(x > 0, x, jnp.ones_like(x))

@@ -24,8 +24,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import dot, largest, matmul
+from ..core.vectors import dot, largest, positive
 from .certificates import separation
+from .curvature import is_convex
 from .interior_point import UNKNOWN, less
 from .iterate import Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
@@ -113,7 +114,7 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
             second=jnp.concatenate([0 * s, jnp.stack([zero, zero])]),
             levels=jnp.stack([unknown, unknown, aim, unknown, zero + 1]),
             counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 5),
-            convex=_is_convex(problem),
+            convex=is_convex(problem.P, problem.A),
             point=Point(guess.primal, problem.zero_dual()),
         )
 
@@ -139,7 +140,7 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         best = unpack(jnp.where(polished, state.trial, state.ray), problem.q.shape[0])
         # A ray is scaled to size 1, a point to tau = 1.
         sizes = jnp.stack([best.tau, largest(jnp.append(best.z, 0)), largest(best.x)])
-        x, z = best.x / _positive(sizes[proved]), best.z / _positive(sizes[proved])
+        x, z = best.x / positive(sizes[proved]), best.z / positive(sizes[proved])
         if problem.lower is not None and problem.upper is not None:
             fixed = (problem.lower == problem.upper) & (proved == OPEN)
             x = jnp.where(fixed, problem.lower, x)
@@ -274,25 +275,11 @@ def _proof(reduced: Reduced, ray: Ray, bent, row, pushed) -> Int[Array, ""]:
     curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
     over = jnp.where(reduced.free, jnp.maximum(row, 0), 0)
     over = jnp.where(reduced.fixed, jnp.abs(row), over) * size
-    miss = largest(jnp.concatenate([bent / _positive(curved), over]))
+    miss = largest(jnp.concatenate([bent / positive(curved), over]))
     far = 10 * largest(jnp.append(reduced.limit * size, 0))
     infeasible = separation(reduced.limit * ray.z, far * largest(pushed))
     unbounded = separation(reduced.gradient * ray.x, 10 * largest(reduced.gradient) * miss)
     return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
-
-
-def _is_convex(problem: QuadraticProgram) -> Bool[Array, ""]:
-    """Whether P is positive semidefinite, or is on the null space of A (a weight on A's rows)."""
-    eps = jnp.finfo(problem.P.dtype).eps
-    size = _positive(largest(problem.P))
-    little = jnp.diag(eps**0.6 * size + jnp.zeros_like(problem.q))
-    forms = problem.P[None]
-    if problem.A is not None:
-        square = matmul(problem.A.T, problem.A)
-        weight = eps**-0.25 * size / _positive(largest(square))
-        forms = jnp.stack([problem.P, problem.P + weight * square])
-    factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
-    return jnp.any(jnp.isfinite(factors[:, -1, -1]))
 
 
 def _by_field(problem: QuadraticProgram, reduced: Reduced, z: Float[Array, " m"]) -> Dual:
@@ -305,7 +292,3 @@ def _by_field(problem: QuadraticProgram, reduced: Reduced, z: Float[Array, " m"]
         dual.lower,
         dual.upper,
     )
-
-
-def _positive(x: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(x > 0, x, jnp.ones_like(x))

@@ -24,10 +24,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import largest, matmul
+from ..core.vectors import largest
 from . import sparse
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
+from .curvature import is_convex
 from .quadratic_program import QuadraticProgram
 from .splitting_form import Form, form_of
 from .splitting_systems import AbstractSystem, system_of
@@ -112,7 +113,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
             errors=jnp.stack([error, zero + UNKNOWN, zero + SOFT[0]]),
             # From a guess with multipliers Newton's method starts at once.
             counts=jnp.stack([slow, slow, jnp.full_like(slow, guess.dual is not None)]),
-            convex=_is_convex(problem),
+            convex=is_convex(problem.P, problem.A),
             point=Point(x, dual),
         )
 
@@ -282,23 +283,3 @@ def _certificates(problem, form: Form, dx, dy) -> tuple[Int[Array, ""], Point]:
     none = jnp.zeros_like(infeasible, dtype=jnp.int32)
     proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, none))
     return proved, Point(ray, dual)
-
-
-def _is_convex(problem: QuadraticProgram | ConeProgram) -> Bool[Array, ""]:
-    """Whether P is positive semidefinite on the null space of A; of operators it is believed."""
-    if problem.P is None or any(sparse.is_matrix_free(x) for x in (problem.P, problem.A)):
-        return jnp.array(True)
-    eps = jnp.finfo(problem.q.dtype).eps
-    size = _positive(largest(problem.P.ravel()))
-    little = jnp.diag(eps**0.6 * size + jnp.zeros_like(problem.q))
-    forms = problem.P[None]
-    if problem.A is not None:
-        square = matmul(problem.A.T, problem.A)
-        weight = eps**-0.25 * size / _positive(largest(square.ravel()))
-        forms = jnp.stack([problem.P, problem.P + weight * square])
-    factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
-    return jnp.any(jnp.isfinite(factors[:, -1, -1]))
-
-
-def _positive(x: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(x > 0, x, jnp.ones_like(x))

@@ -49,6 +49,11 @@ def largest(tree: PyTree[Array]) -> Float[Array, ""]:
     return found
 
 
+def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`a`, and 1 where it is not positive: what may be divided by."""
+    return jnp.where(a > 0, a, jnp.ones_like(a))
+
+
 def finite(*arrays: Float[Array, "..."]) -> Array:
     """Whether all entries of all arrays are finite."""
     parts = [jnp.all(jnp.isfinite(a)) for a in arrays]

@@ -126,6 +126,8 @@ def test_infinite_weights_hold_and_zero_weights_leave():
     slopes = jax.jacrev(lambda z: js.prox(penalties.L1(weight), z))(z)
     # Free without a weight, also at 0.
     np.testing.assert_array_equal(slopes, np.diag([0.0, 1.0, 1.0]))
+    slopes = jax.jacrev(lambda z: js.prox(penalties.Group(jnp.inf), z))(z)
+    np.testing.assert_array_equal(slopes, np.zeros((3, 3)))
 
 
 def test_derivatives_at_kinks_are_those_of_the_zero_side(x64):
@@ -191,6 +193,8 @@ def test_bad_input_is_refused():
         js.prox(penalties.L1(jnp.ones((), jnp.float16)), z)
     with pytest.raises(ValueError, match="the last two axes are the matrix"):
         js.prox(penalties.Nuclear(1.0), z[0])
+    with pytest.raises(ValueError, match=r"`point` is float32\[0\], but a signal has"):
+        js.prox(penalties.TotalVariation(1.0), jnp.zeros(0))
     with pytest.raises(ValueError, match=r"`labels` has shape \[6\]"):
         js.prox(penalties.Group(1.0, labels=LABELS), z)
     with pytest.raises(ValueError, match="`labels` must be integers"):
@@ -243,3 +247,11 @@ def test_the_indicator_projects(x64):
     assert float(penalty.value(js.prox(penalty, z))) == 0
     with pytest.raises(TypeError, match="`set` must be one of jaxsolve.sets"):
         js.prox(penalties.Indicator(1.0), z)  # pyright: ignore[reportArgumentType]
+
+
+def test_nothing_is_least_on_an_empty_set(x64):
+    """The end of a projection that failed is no element to minimise on."""
+    nothing = sets.Polyhedron(G=jnp.ones((1, 3)), h=jnp.array([-1.0]), lower=0.0)
+    for region in (sets.Box(1.0, 0.0), nothing):
+        problem = js.Composite(lambda y, _: jnp.sum((y - 1) ** 2), penalties.Indicator(region))
+        assert not js.solve(problem, init=jnp.zeros(3), throw=False).success

@@ -279,7 +279,9 @@ def test_an_empty_polyhedron_is_proved(x64):
         sets.CappedSimplex(7.0),
         sets.CappedSimplex(1.0, -0.5),
         sets.Box(1.0, 0.0),
+        sets.Box(lower=np.inf),
         sets.Halfspace(np.zeros(6, np.float32), -1.0),
+        sets.Halfspace(np.ones(6, np.float32), -np.inf),
     ],
     ids=lambda region: type(region).__name__,
 )
@@ -288,10 +290,32 @@ def test_an_empty_set_says_so(region):
     solution = js.solve(js.Projection(p, region), throw=False)
     assert solution.result == js.RESULTS.infeasible
     assert bool(jnp.all(jnp.isnan(solution.value)))
+    assert bool(jnp.all(jnp.isnan(region.project(p))))
     gradient = jax.grad(lambda p: jnp.sum(js.project(p, region)))(p)
     assert bool(jnp.all(jnp.isnan(gradient)))
     with pytest.raises(js.SolveError, match="infeasible"):
         js.solve(js.Projection(p, region))
+
+
+def test_dykstra_does_not_call_an_empty_intersection_solved(x64):
+    """The normals grow with every round: measured against them any gap is small in the end."""
+    apart = sets.Intersection(sets.L2Ball(1.0), sets.Box(2.0, 3.0))
+    problem = js.Projection(jnp.ones(3), apart)
+    solution = js.solve(problem, tolerance=1e-2, max_steps=300, throw=False)
+    assert solution.result == js.RESULTS.max_steps_reached
+    crossed = sets.Intersection(sets.L2Ball(1.0), sets.Box(0.5, 0.2))
+    solution = js.solve(js.Projection(jnp.ones(3), crossed), throw=False)
+    assert solution.result == js.RESULTS.infeasible
+
+
+def test_caps_of_any_size():
+    """Infinite caps leave the simplex, caps of 0 one point."""
+    p = jnp.array([1.0, 0.8, -1.0])
+    solution = js.solve(js.Projection(p, sets.CappedSimplex(1.0, jnp.inf)))
+    np.testing.assert_allclose(solution.value, [0.6, 0.4, 0.0], rtol=1e-6)
+    slope = jax.grad(lambda total: js.project(p, sets.CappedSimplex(total, jnp.inf))[0])(1.0)
+    np.testing.assert_allclose(slope, 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(js.solve(js.Projection(p, sets.CappedSimplex(0.0, 0.0))).value, 0)
 
 
 def test_sums_that_differ_leave_no_matrix(x64):
@@ -417,6 +441,13 @@ def test_a_layer_learns_its_set():
     ("region", "point", "error", "match"),
     [
         (sets.Box(lower=jnp.zeros(2)), jnp.ones(3), ValueError, r"Box: `lower` is float32\[2\]"),
+        (
+            sets.Box(lower={"a": jnp.zeros(2), "b": jnp.zeros(3)}),
+            {"a": jnp.ones(3), "b": jnp.ones(2)},
+            ValueError,
+            r"Box: `lower` is {'a': \[2\], 'b': \[3\]}, but `point` is {'a': \[3\], 'b': \[2\]}",
+        ),
+        (sets.L1Ball(), jnp.ones(0), ValueError, r"L1Ball: `point` must have an entry"),
         (sets.Simplex(), jnp.ones((2, 2)), ValueError, r"Simplex: `point` must be a vector"),
         (sets.Simplex(jnp.ones(2)), jnp.ones(3), ValueError, r"Simplex: `total` is float32\[2\]"),
         (sets.Simplex(), jnp.ones(3, int), TypeError, r"Simplex: `point` is int32\[3\]"),

@@ -59,7 +59,8 @@ class Group(AbstractWeighted):
         size = _root(self._squares(point))
         level = jnp.broadcast_to(step_size * weight, size.shape)
         free = (size > level) | (level <= 0)
-        shares = jnp.where(free & (size > 0), level / jnp.where(size > 0, size, 1), 0)
+        share = jnp.where(free, level, 0) / jnp.where(size > 0, size, 1)
+        shares = jnp.where(free & (size > 0), share, 0)
         kept = self._back(jnp.where(free, 1 - jnp.where(free, shares, 0), 0), point)
         return jnp.where(kept > 0, kept * point, jnp.where(jnp.isnan(point), point, 0))
 

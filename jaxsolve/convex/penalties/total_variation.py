@@ -62,8 +62,8 @@ class TotalVariation(AbstractWeighted):
     def weight_shape(self, y: Any) -> tuple[int, ...]:
         if len(y.shape) == 2:
             return y.shape
-        if len(y.shape) != 1:
-            raise ValueError("a signal has one axis, an image two")
+        if len(y.shape) != 1 or y.shape[0] == 0:
+            raise ValueError("a signal has one axis and an entry, an image two axes")
         return (y.shape[0] - 1,)
 
     def projects(self, y: PyTree[Array]) -> bool:

@@ -218,9 +218,11 @@ def from_cvxpy(
         )
     if problem.is_mixed_integer():
         raise ValueError("from_cvxpy: `problem` has integer variables.")
-    if {p.id for p in parameters} != {p.id for p in problem.parameters()}:
+    if sorted(p.id for p in parameters) != sorted(p.id for p in problem.parameters()):
         names = [p.name() for p in problem.parameters()]
-        raise ValueError(f"from_cvxpy: `parameters` must be all of the problem's own, {names}.")
+        raise ValueError(
+            f"from_cvxpy: `parameters` must be all of the problem's own, each once, {names}."
+        )
     if not {v.id for v in variables} <= {v.id for v in problem.variables()}:
         names = [v.name() for v in problem.variables()]
         raise ValueError(f"from_cvxpy: `variables` must be of the problem's own, {names}.")

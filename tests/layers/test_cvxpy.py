@@ -130,6 +130,8 @@ def test_what_is_refused_is_named():
     simple = cvxpy.Problem(objective, [x >= b])
     with pytest.raises(ValueError, match=r"must be all of the problem's own.*'a', 'b'"):
         js.from_cvxpy(simple, [a], [x])
+    with pytest.raises(ValueError, match="each once"):
+        js.from_cvxpy(simple, [a, b, b], [x])
     with pytest.raises(ValueError, match="`variables` must be"):
         js.from_cvxpy(simple, [a, b], [other])
     with pytest.raises(ValueError, match="not DPP"):

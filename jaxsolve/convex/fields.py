@@ -115,8 +115,9 @@ def _floating(name: str, field: str, value: Any) -> Any:
         return sparse.checked(name, field, value)
     if not hasattr(value, "dtype") and not isinstance(value, float):
         try:
-            value = np.asarray(value)
-        except ValueError as error:
+            # A list of numbers is one of tracers by now.
+            value = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
             raise TypeError(f"{name}: `{field}` is not an array: {error}") from None
     dtype = getattr(value, "dtype", jnp.result_type(float))
     if not jnp.issubdtype(dtype, jnp.floating):

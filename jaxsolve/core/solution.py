@@ -27,7 +27,8 @@ class RESULTS(eqx.Enumeration):
         "tolerance. Rescale the problem, try another solver, or loosen `tolerance`."
     )
     infeasible = (
-        "No point satisfies the constraints: `solution.dual` is a Farkas certificate, checked "
+        "No point satisfies the constraints. Where these are linear or conic, `solution.dual` is a "
+        "Farkas certificate, checked "
         "against the data."
     )
     unbounded = (

@@ -172,6 +172,9 @@ class CvxpyLayer(eqx.Module):
                 f"CvxpyLayer: {len(shapes)} parameters were declared, {len(parameters)} are given."
             )
         values = [jnp.asarray(value) for value in parameters]
+        dtypes = sorted({value.dtype.name for value in values})
+        if len(dtypes) > 1:
+            raise TypeError(f"CvxpyLayer: the parameters are {dtypes}: cast them to one precision.")
         for i, (value, shape) in enumerate(zip(values, shapes, strict=True)):
             if value.shape != shape or not jnp.issubdtype(value.dtype, jnp.floating):
                 raise ValueError(
@@ -198,7 +201,8 @@ def from_cvxpy(
     """A cvxpy problem as a layer: `layer(*parameter_values) -> variable_values`.
 
     Takes the place of `cvxpylayers.jax.CvxpyLayer(problem, parameters, variables)`; batches go
-    through `jax.vmap`. Needs the extra `cvxpy`, at this call alone.
+    through `jax.vmap`. Needs the extra `cvxpy`, at this call alone. What a parameter was declared
+    to be (`nonneg`) is not asked of its values.
 
     Args:
         problem: of cvxpy, convex by its rules for parameters (DPP).
@@ -212,6 +216,10 @@ def from_cvxpy(
     """
     import cvxpy
 
+    if not hasattr(problem, "is_dcp"):
+        raise TypeError(
+            f"from_cvxpy: `problem` must be a cvxpy.Problem; got {type(problem).__name__}."
+        )
     if not problem.is_dcp(dpp=True):
         raise ValueError(
             "from_cvxpy: `problem` is not DPP (see cvxpy's `problem.is_dcp(dpp=True)`)."

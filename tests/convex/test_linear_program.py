@@ -128,3 +128,8 @@ def test_errors_name_the_field():
 def test_check_says_it_in_words():
     found = js.check(js.LinearProgram(jnp.ones(2), lower=jnp.ones(2), upper=jnp.zeros(2)))
     assert any("`lower` is above `upper`" in text for text in found)
+
+
+def test_lists_are_arrays():
+    solution = js.solve(js.LinearProgram([1.0, 2.0], A=[[1.0, 1.0]], b=[1.0], lower=0.0))
+    np.testing.assert_allclose(solution.value, [1.0, 0.0], atol=1e-4)

@@ -143,6 +143,10 @@ def test_what_is_refused_is_named():
         shaped = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(symmetric @ x - 1)))
         js.from_cvxpy(shaped, [symmetric], [x])
     layer = js.from_cvxpy(simple, [a, b], [x])
+    with pytest.raises(TypeError, match=r"float16.*float32.*one precision"):
+        layer(jnp.ones(2), jnp.ones(2, jnp.float16))
+    with pytest.raises(TypeError, match="must be a cvxpy.Problem; got int"):
+        js.from_cvxpy(3, [], [])
     with pytest.raises(TypeError, match="2 parameters were declared, 1 are given"):
         layer(jnp.ones(2))
     with pytest.raises(ValueError, match=r"parameters\[1\].*\[3\].*shape \[2\]"):

@@ -16,6 +16,7 @@ ProxQP and Clarabel solve one problem after the other.
 import argparse
 import importlib
 import importlib.util
+import json
 import time
 from functools import partial
 
@@ -340,7 +341,8 @@ def main() -> None:
 
 
 def save(rows, figures, seconds: float, full: bool) -> None:
-    """What has been measured so far: a long run that is cut short leaves its cells."""
+    """What has been measured so far, beside cells of earlier runs that this one has not reached."""
+    rows, figures = earlier(rows, figures)
     header = ["problem", "method", "forward us", "qpax's over it", "worst residual", "both us"]
     header += ["both over forward", "gradient error", "compile s", "compile both s"]
     text = "# Quadratic programs as a layer\n\n" + __doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
@@ -355,6 +357,18 @@ def save(rows, figures, seconds: float, full: bool) -> None:
         full=full,
     )
     plot(figures)
+
+
+def earlier(rows, figures) -> tuple[list, list]:
+    """With the cells of the last results that were not measured anew: a cell is of one run."""
+    table, record = RESULTS / "qp_layer.md", RESULTS / "qp_layer.json"
+    if not record.exists():
+        return rows, figures
+    new = {row[0] for row in rows}
+    lines = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()]
+    kept = [line for line in lines if line[0].startswith("n = ") and line[0] not in new]
+    old = json.loads(record.read_text())["figures"]
+    return rows + kept, figures + [f for f in old if f["name"].split(":")[0] not in new]
 
 
 def _installed(name: str) -> bool:

@@ -241,16 +241,18 @@ def _from_working_set(
 ) -> tuple[Float[Array, "m m"], Float[Array, " m"], Bool[Array, " m"]]:
     """Tableau, basic variables and working set of the rows `wanted` whose multipliers come out
     positive; those of the empty set where that cannot be had."""
-    one = identity(basic)
-    signed = ~reduced.fixed
-    for _ in range(2):
-        inside = wanted[:, None] & wanted[None, :]
+    one, signed = identity(basic), ~reduced.fixed
+
+    def solved(rows: Bool[Array, " m"]) -> tuple[Array, Array]:
+        """The inverse of the tableau on these rows, and their multipliers."""
+        inside = rows[:, None] & rows[None, :]
         inverse = jnp.where(inside, jnp.linalg.inv(jnp.where(inside, tableau, one)), 0)
-        z = -matmul(inverse, basic)
+        return inverse, -matmul(inverse, basic)
+
+    for _ in range(2):
+        _, z = solved(wanted)
         wanted = wanted & (~signed | (z > 0))
-    inside = wanted[:, None] & wanted[None, :]
-    inverse = jnp.where(inside, jnp.linalg.inv(jnp.where(inside, tableau, one)), 0)
-    z = -matmul(inverse, basic)
+    inverse, z = solved(wanted)
     across = matmul(tableau, inverse)
     outside = ~wanted[:, None] & ~wanted[None, :]
     pivoted = jnp.where(outside, tableau - matmul(across, tableau), across + inverse)

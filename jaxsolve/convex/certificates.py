@@ -55,11 +55,11 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     To rounding: q'd is 1e6 (1e3) times each violation, of rows scaled to the size of q. A feasible
     point has to be shown apart; where there is none, `infeasible` is found first.
     """
-    parts = [_scaled(problem.P, sparse.symmetric(problem.P, ray))]
+    parts = [scaled(problem.P, sparse.symmetric(problem.P, ray))]
     if problem.A is not None:
-        parts.append(_scaled(problem.A, sparse.apply(problem.A, ray)))
+        parts.append(scaled(problem.A, sparse.apply(problem.A, ray)))
     if problem.G is not None:
-        above = _scaled(problem.G, jnp.maximum(sparse.apply(problem.G, ray), 0))
+        above = scaled(problem.G, jnp.maximum(sparse.apply(problem.G, ray), 0))
         parts.append(jnp.where(jnp.isfinite(problem.h), above, 0))
     for bound, sign in ((problem.lower, -1), (problem.upper, 1)):
         if bound is not None:
@@ -67,5 +67,6 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     return separation(problem.q * ray, largest(problem.q) * largest(jnp.concatenate(parts)))
 
 
-def _scaled(matrix: Any, product: Float[Array, " m"]) -> Float[Array, " m"]:
+def scaled(matrix: Any, product: Float[Array, " m"]) -> Float[Array, " m"]:
+    """A product, or a side, each entry over the size of its row."""
     return product / positive(sparse.sizes(matrix))

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import show
-from ..core.closure import Combined, open_variable, restore, trace
+from ..core.checks import check_scalar
+from ..core.closure import open_function, restore
 from ..core.mesh import vary, varying
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
-from ..core.vectors import largest
+from ..core.vectors import clean, largest
 from .penalties import AbstractPenalty
 
 if TYPE_CHECKING:
@@ -126,21 +126,8 @@ class Composite(AbstractProblem):
                 "Composite: `penalty` must be one of jaxsolve.penalties; got "
                 f"{type(self.penalty).__name__}."
             )
-        if init is None:
-            raise TypeError(
-                "Composite needs `init`, a guess of the value: solve(problem, init=...)."
-            )
-        fn, value = open_variable(self.fn, init)
-        if isinstance(fn, Combined):
-            closed, out = trace(fn.fn, fn.restore(value), self.args)
-            fn = Combined(closed, fn.rest)
-        else:
-            fn, out = trace(fn, value, self.args)
-        scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
-        if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
-            raise TypeError(
-                f"Composite: `fn` must return a real scalar (shape ()), not {show(out)}."
-            )
+        fn, value, out = open_function("Composite", self.fn, init, self.args)
+        check_scalar("Composite", out)
         self.penalty.check(value, "init")
         size = sum(x.size for x in jax.tree.leaves(value))
         projects = self.sharp.projects(value)
@@ -150,14 +137,10 @@ class Composite(AbstractProblem):
         return restore(self.fn, value)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        bad = jnp.array(False)
-        for x in jax.tree.leaves(guess.primal):
-            bad = bad | ~jnp.all(jnp.isfinite(x))
-        # Infinite entries may be meant: a mask in `args`, a weight that holds a coordinate at 0.
-        for x in jax.tree.leaves(eqx.filter((self.args, self.penalty), eqx.is_inexact_array)):
-            bad = bad | jnp.any(jnp.isnan(x))
+        usable = clean(guess.primal, (self.args, self.penalty))
         result = RESULTS.where(self.penalty.valid(), RESULTS.successful, RESULTS.nonconvex)
-        return RESULTS.where(bad, RESULTS.nonfinite_input, result), Point(guess.primal)
+        result = RESULTS.where(usable, result, RESULTS.nonfinite_input)
+        return result, Point(guess.primal)
 
 
 def _along(value: PyTree[Array], direction: PyTree[Array], length: Float[Array, ""]) -> PyTree:

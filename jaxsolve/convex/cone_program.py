@@ -21,7 +21,7 @@ from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest, positive
 from . import fields, sparse
-from .certificates import separation
+from .certificates import scaled, separation
 from .cones import AbstractCone, Product
 from .sparse import Matrix
 
@@ -192,7 +192,7 @@ class ConeProgram(AbstractProblem):
                 continue
             rest = rest + sparse.transposed(matrix, value)
             products.append(value * side)
-            distances.append(side / positive(sparse.sizes(matrix)))
+            distances.append(scaled(matrix, side))
         noise = largest(jnp.concatenate(distances)) * largest(rest)
         if self.G is not None:
             z = dual.inequality
@@ -204,9 +204,9 @@ class ConeProgram(AbstractProblem):
         """Pd = 0, Ad = 0, -Gd in K, q'd < 0."""
         parts = [self.q[:1] * 0]
         if self.P is not None:
-            parts.append(self.bend(ray) / positive(sparse.sizes(self.P)))
+            parts.append(scaled(self.P, self.bend(ray)))
         if self.A is not None:
-            parts.append(sparse.apply(self.A, ray) / positive(sparse.sizes(self.A)))
+            parts.append(scaled(self.A, sparse.apply(self.A, ray)))
         if self.G is not None:
             # One size a cone: a cone is not one any more when its rows are scaled apart.
             s = -sparse.apply(self.G, ray)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..core.checks import check_shape
 from ..core.solution import Dual, is_traced
 from . import sparse
 
@@ -129,16 +130,7 @@ def _floating(name: str, field: str, value: Any) -> Any:
 
 
 def _fits(name: str, field: str, value: Any, shape: tuple, other: str, against: Any) -> None:
-    got = _shape(value)
-    fits = len(got) == len(shape) and all(
-        w is None or w == g for w, g in zip(shape, got, strict=True)
-    )
-    if not fits:
-        wanted = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
-        raise ValueError(
-            f"{name}: `{field}` is {_show(value)}, but `{other}` is {_show(against)}: "
-            f"`{field}` must have shape {wanted}."
-        )
+    check_shape(name, field, (_show(value), _shape(value)), shape, other, _show(against))
 
 
 _MATRICES = ("P", "A", "G")

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import largest
-from . import sparse
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .curvature import is_convex
@@ -85,11 +85,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
     proves: ClassVar[bool] = True
 
     def refuse(self, problem: QuadraticProgram | ConeProgram) -> None:
-        if not isinstance(problem, QuadraticProgram | ConeProgram):
-            raise TypeError(
-                "`solver=OperatorSplitting()` solves QuadraticProgram and ConeProgram; got "
-                f"{type(problem).__name__}."
-            )
+        check_kind(self, problem, QuadraticProgram, ConeProgram)
 
     def init(self, problem: QuadraticProgram | ConeProgram, guess: Guess) -> State:
         form = form_of(problem)
@@ -222,7 +218,7 @@ def _first_level(form: Form, unit: Float[Array, " rows"]) -> Float[Array, ""]:
     sides = jnp.concatenate(sides + ([] if form.h is None else [form.h]))
     far = jnp.maximum(one, largest(sides))
     flat = jnp.maximum(largest(form.q), 1e-3) / far
-    bend = jnp.mean(jnp.abs(sparse.diagonal(form.P))) if form.P is not None else 0 * one
+    bend = jnp.mean(jnp.abs(form.diagonal()))
     return jnp.where(bend > 0, bend, flat)
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, norm, ravel
@@ -84,8 +85,7 @@ class ProximalGradient(AbstractSolver[Composite]):
     step_limit: ClassVar[int] = 5000
 
     def refuse(self, problem: Composite) -> None:
-        if not isinstance(problem, Composite):
-            raise TypeError(f"ProximalGradient solves Composite, not {type(problem).__name__}.")
+        check_kind(self, problem, Composite)
 
     def init(self, problem: Composite, guess: Guess) -> ProximalGradientState:
         vector = ravel(guess.primal)

@@ -10,7 +10,6 @@ on C, (x, y) is a solution when Px + q + M'y = 0 and w = Pi(w + y).
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -36,15 +35,6 @@ class RowSlope(AbstractSlope):
         if self.cones is not None:
             parts.append(self.cones.apply(fn, v[count:]))
         return jnp.concatenate(parts) if parts else v
-
-    def matrix(self, fn: Spectral, rows: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
-        """fn(D) times a matrix."""
-        count = self.values.shape[0]
-        parts = [fn(self.values)[:, None] * rows[:count]] if count else []
-        if self.cones is not None:
-            each = jax.vmap(lambda v: self.cones.apply(fn, v), in_axes=1, out_axes=1)
-            parts.append(each(rows[count:]))
-        return jnp.concatenate(parts) if parts else rows
 
 
 class Form(eqx.Module):
@@ -84,6 +74,10 @@ class Form(eqx.Module):
             return jnp.zeros_like(x)
         # `prepare` has made an array symmetric.
         return sparse.symmetric(self.P, x) if not self.dense else sparse.apply(self.P, x)
+
+    def diagonal(self) -> Float[Array, " n"]:
+        """The diagonal of P."""
+        return jnp.zeros_like(self.q) if self.P is None else sparse.diagonal(self.P)
 
     def apply(self, x: Float[Array, " n"]) -> Float[Array, " rows"]:
         """Mx."""

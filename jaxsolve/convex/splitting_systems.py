@@ -60,18 +60,10 @@ class AbstractSystem(eqx.Module):
 
 def ridge(form: Form, weight: Float[Array, " rows"]) -> Float[Array, ""]:
     """What the diagonals are measured by: the mean of P's, or that of the rows where P is 0."""
-    bend = jnp.zeros_like(form.q) if form.P is None else form_diagonal(form)
-    own = jnp.mean(jnp.abs(bend))
+    own = jnp.mean(jnp.abs(form.diagonal()))
     rows = jnp.mean(form.squares(0, weight)) if form.count else jnp.ones_like(own)
     rows = jnp.where(rows > 0, rows, 1)
     return jnp.where(own > 0, own, rows)
-
-
-def form_diagonal(form: Form) -> Float[Array, " n"]:
-    """The diagonal of P."""
-    from .sparse import diagonal
-
-    return jnp.zeros_like(form.q) if form.P is None else diagonal(form.P)
 
 
 class Factored(AbstractSystem):
@@ -174,7 +166,7 @@ class Products(AbstractSystem):
     def splitting(self, weight):
         form = self.form
         little = jnp.finfo(form.q.dtype).eps ** 0.4 * ridge(form, weight)
-        diagonal = form_diagonal(form) + form.squares(0, weight) + little
+        diagonal = form.diagonal() + form.squares(0, weight) + little
 
         def product(v):
             return form.bend(v) + little * v + form.transposed(weight * form.apply(v))
@@ -203,7 +195,7 @@ def symmetric_newton(
 ) -> tuple[Float[Array, " n"], Float[Array, " rows"]]:
     """dx and dy of the second system by MINRES, scaled by the first system's diagonal."""
     n, root = gradient.shape[0], jnp.sqrt(weight)
-    diagonal = form_diagonal(form) + form.squares(0, weight)
+    diagonal = form.diagonal() + form.squares(0, weight)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
 
     def turn(v):

@@ -20,6 +20,48 @@ def show(tree: PyTree) -> str:
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))
 
 
+def check_kind(solver: Any, problem: AbstractProblem, *kinds: type[AbstractProblem]) -> None:
+    """Raise `TypeError` unless the problem is of one of the `kinds` that the solver solves."""
+    if not isinstance(problem, kinds):
+        accepted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{type(solver).__name__} solves {accepted}, not {type(problem).__name__}.")
+
+
+def check_shape(
+    name: str,
+    field: str,
+    found: tuple[str, tuple[int, ...]],
+    wanted: tuple[int | None, ...],
+    other: str,
+    against: str,
+) -> None:
+    """Raise `ValueError` unless a field has the shape that another one asks for.
+
+    Args:
+        name: of the problem.
+        found: the field as `show` writes it, and its shape.
+        wanted: its shape, `None` for any length.
+        other, against: the other field, and that as `show` writes it.
+    """
+    text, shape = found
+    if len(shape) == len(wanted) and all(
+        want is None or want == got for want, got in zip(wanted, shape, strict=True)
+    ):
+        return
+    sizes = ", ".join("any" if size is None else str(size) for size in wanted)
+    raise ValueError(
+        f"{name}: `{field}` is {text}, but `{other}` is {against}: "
+        f"`{field}` must have shape [{sizes}]."
+    )
+
+
+def check_scalar(name: str, out: Any) -> None:
+    """Raise `TypeError` unless what a function returns, as a shape, is a real scalar."""
+    scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
+    if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
+        raise TypeError(f"{name}: `fn` must return a real scalar (shape ()), not {show(out)}.")
+
+
 def check_problem(problem: Any) -> None:
     """Raise unless `problem` is one."""
     if not isinstance(problem, AbstractProblem):

@@ -128,6 +128,21 @@ def open_variable(fn: Callable, init: PyTree, name: str = "init") -> tuple[Calla
     return (Combined(fn, rest) if jax.tree.leaves(rest) else fn), value
 
 
+def open_function(
+    name: str, fn: Callable, init: PyTree, args: PyTree
+) -> tuple[Callable, PyTree, PyTree]:
+    """`fn(y, args)` of a problem `name`, closed over what it captured and of the floating arrays of
+    `init` alone; those arrays; and the shapes that it returns."""
+    if init is None:
+        raise TypeError(f"{name} needs `init`, a guess of the value: solve(problem, init=...).")
+    opened, value = open_variable(fn, init)
+    if isinstance(opened, Combined):
+        closed, out = trace(opened.fn, opened.restore(value), args)
+        return Combined(closed, opened.rest), value, out
+    closed, out = trace(opened, value, args)
+    return closed, value, out
+
+
 def restore(fn: Callable, value: PyTree) -> PyTree:
     """The user's variable again, from the arrays that `open_variable` had left of it."""
     return fn.restore(value) if isinstance(fn, Combined) else value

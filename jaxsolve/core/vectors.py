@@ -1,9 +1,10 @@
 """Pytrees as vectors, and products at full precision (GPUs and TPUs lower it by default)."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .mesh import vary, varying
 
@@ -32,10 +33,14 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
 
 def norm(a: Float[Array, " n"]) -> Float[Array, ""]:
     """The Euclidean norm, with derivative 0 at 0 (the root's own is infinite); NaN for NaN."""
-    square = jnp.sum(a * a)
-    zero = square == 0
-    safe = jnp.where(zero, jnp.ones_like(square), square)
-    return jnp.where(zero, jnp.zeros_like(square), jnp.sqrt(safe))
+    return root(jnp.sum(a * a))
+
+
+def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, with derivative 0 at 0."""
+    zero = squares == 0
+    safe = jnp.where(zero, jnp.ones_like(squares), squares)
+    return jnp.where(zero, jnp.zeros_like(squares), jnp.sqrt(safe))
 
 
 def largest(tree: PyTree[Array]) -> Float[Array, ""]:
@@ -60,4 +65,15 @@ def finite(*arrays: Float[Array, "..."]) -> Array:
     out = parts[0]
     for part in parts[1:]:
         out = out & part
+    return out
+
+
+def clean(point: PyTree[Array], data: PyTree) -> Bool[Array, ""]:
+    """Whether a starting point is finite and the data it goes with hold no NaN; Inf may be meant in
+    them (a bound, a mask of logits)."""
+    out = jnp.array(True)
+    for x in jax.tree.leaves(point):
+        out = out & jnp.all(jnp.isfinite(x))
+    for x in jax.tree.leaves(eqx.filter(data, eqx.is_inexact_array)):
+        out = out & ~jnp.any(jnp.isnan(x))
     return out

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, require, shaper
+from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
 
 _GROWTH = 10.0
@@ -73,7 +74,7 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
     step_limit: ClassVar[int] = 2000
 
     def refuse(self, problem: FixedPoint | Root) -> None:
-        require(self, problem, FixedPoint, Root)
+        check_kind(self, problem, FixedPoint, Root)
 
     def init(self, problem: FixedPoint | Root, guess: Guess) -> AndersonState:
         vector = ravel(guess.primal)

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, identity, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, require, shaper
+from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .newton import Newton
 from .problems import FixedPoint, Root
 
@@ -171,7 +172,7 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
     step_limit: ClassVar[int] = 1000
 
     def refuse(self, problem: Root | FixedPoint) -> None:
-        require(self, problem, Root, FixedPoint)
+        check_kind(self, problem, Root, FixedPoint)
 
     def init(self, problem: Root | FixedPoint, guess: Guess) -> BroydenState:
         vector = ravel(guess.primal)

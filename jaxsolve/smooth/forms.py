@@ -5,25 +5,16 @@ are those of `problem.residual`, from quantities that a step has formed anyway.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.problem import AbstractProblem
 from ..core.vectors import largest, ravel
 from .problems import AbstractSmooth, FixedPoint, LeastSquares
 
 Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
-
-
-def require(solver: Any, problem: AbstractProblem, *kinds: type[AbstractSmooth]) -> None:
-    """Raise `TypeError` unless the problem is of one of the `kinds`."""
-    if not isinstance(problem, kinds):
-        accepted = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{type(solver).__name__} solves {accepted}, not {type(problem).__name__}.")
 
 
 def objective(problem: AbstractSmooth, primal: PyTree[Array]) -> Callable[[Vector], Scalar]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import dot, finite, largest, matmul, norm, ravel
@@ -26,7 +27,6 @@ from .forms import (
     gradient_measure,
     is_lower,
     objective,
-    require,
     shaper,
 )
 from .problems import LeastSquares, Minimise
@@ -189,7 +189,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
     step_limit: ClassVar[int] = 2000
 
     def refuse(self, problem: Minimise | LeastSquares) -> None:
-        require(self, problem, Minimise, LeastSquares)
+        check_kind(self, problem, Minimise, LeastSquares)
 
     def init(self, problem: Minimise | LeastSquares, guess: Guess) -> LBFGSState:
         vector = ravel(guess.primal)

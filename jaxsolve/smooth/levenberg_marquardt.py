@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import dot, finite, identity, matmul, ravel
-from .forms import Scalar, Vector, blur, gradient_measure, is_lower, require, shaper
+from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20
@@ -161,7 +162,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
     step_limit: ClassVar[int] = 1000
 
     def refuse(self, problem: LeastSquares) -> None:
-        require(self, problem, LeastSquares)
+        check_kind(self, problem, LeastSquares)
 
     def init(self, problem: LeastSquares, guess: Guess) -> LevenbergMarquardtState:
         value, gradient, reduced = self._evaluate(problem, guess.primal, ravel(guess.primal))

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import finite, identity, largest, matmul, norm, ravel
-from .forms import Scalar, Vector, equations, equations_measure, require, shaper
+from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
 
 _DECREASE = 1e-4
@@ -97,7 +98,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
     step_limit: ClassVar[int] = 500
 
     def refuse(self, problem: Root | FixedPoint) -> None:
-        require(self, problem, Root, FixedPoint)
+        check_kind(self, problem, Root, FixedPoint)
 
     def init(self, problem: Root | FixedPoint, guess: Guess) -> NewtonState:
         values, jacobian = _linearise(problem, guess.primal, ravel(guess.primal))

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import show
-from ..core.closure import Combined, open_variable, restore, trace
+from ..core.checks import check_scalar, show
+from ..core.closure import open_function, restore
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
-from ..core.vectors import largest
+from ..core.vectors import clean, largest
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -46,15 +46,7 @@ class AbstractSmooth(AbstractProblem):
         return self.fn(value, self.args)
 
     def prepare(self, init: PyTree | None) -> tuple[Self, PyTree[Array]]:
-        name = type(self).__name__
-        if init is None:
-            raise TypeError(f"{name} needs `init`, a guess of the value: solve(problem, init=...).")
-        fn, value = open_variable(self.fn, init)
-        if isinstance(fn, Combined):
-            closed, out = trace(fn.fn, fn.restore(value), self.args)
-            fn = Combined(closed, fn.rest)
-        else:
-            fn, out = trace(fn, value, self.args)
+        fn, value, out = open_function(type(self).__name__, self.fn, init, self.args)
         self._check(value, out)
         size = sum(x.size for x in jax.tree.leaves(value))
         return type(self)(fn, self.args, size=size), value
@@ -67,13 +59,8 @@ class AbstractSmooth(AbstractProblem):
         return restore(self.fn, value)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        # Inf may be meant in `args` (a bound, a mask of logits), never in a starting point.
-        bad = jnp.array(False)
-        for x in jax.tree.leaves(guess.primal):
-            bad = bad | ~jnp.all(jnp.isfinite(x))
-        for x in jax.tree.leaves(eqx.filter(self.args, eqx.is_inexact_array)):
-            bad = bad | jnp.any(jnp.isnan(x))
-        result = RESULTS.where(bad, RESULTS.nonfinite_input, RESULTS.successful)
+        usable = clean(guess.primal, self.args)
+        result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
         return result, Point(guess.primal)
 
     def statement(self) -> Statement:
@@ -173,10 +160,7 @@ class Minimise(AbstractSmooth):
         return LBFGS()
 
     def _check(self, value: PyTree[Array], out: PyTree) -> None:
-        if isinstance(out, jax.ShapeDtypeStruct) and out.shape == ():
-            if jnp.issubdtype(out.dtype, jnp.floating):
-                return
-        raise TypeError(f"Minimise: `fn` must return a real scalar (shape ()), not {show(out)}.")
+        check_scalar("Minimise", out)
 
 
 class LeastSquares(AbstractSmooth):

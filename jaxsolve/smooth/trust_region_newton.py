@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, finite, largest, norm, ravel
@@ -24,7 +25,6 @@ from .forms import (
     gradient_measure,
     is_lower,
     objective,
-    require,
     shaper,
 )
 from .problems import LeastSquares, Minimise
@@ -91,7 +91,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
     step_limit: ClassVar[int] = 10_000
 
     def refuse(self, problem: Minimise | LeastSquares) -> None:
-        require(self, problem, Minimise, LeastSquares)
+        check_kind(self, problem, Minimise, LeastSquares)
 
     def init(self, problem: Minimise | LeastSquares, guess: Guess) -> TrustRegionNewtonState:
         vector = ravel(guess.primal)

@@ -48,6 +48,16 @@ class AbstractCone(eqx.Module):
         return v + self.project(-v)
 
 
+class AbstractVectors(AbstractCone):
+    """A cone of plain vectors: `n` rows."""
+
+    n: int = eqx.field(static=True)
+
+    @property
+    def rows(self) -> int:
+        return self.n
+
+
 def heaviside(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The derivative of max(x, 0): 1/2 at 0."""
     return jnp.where(x == 0, 0.5, jnp.where(x > 0, jnp.ones_like(x), 0))

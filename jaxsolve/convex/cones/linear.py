@@ -1,10 +1,9 @@
 """The two cones without curvature."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .cone import AbstractCone, AbstractSlope, Spectral, heaviside
+from .cone import AbstractSlope, AbstractVectors, Spectral, heaviside
 
 
 class Diagonal(AbstractSlope):
@@ -16,18 +15,12 @@ class Diagonal(AbstractSlope):
         return fn(self.values) * v
 
 
-class Zero(AbstractCone):
+class Zero(AbstractVectors):
     """{0}: equalities among the rows of G. Its dual cone is everything, the multiplier free.
 
     Args:
         n: rows.
     """
-
-    n: int = eqx.field(static=True)
-
-    @property
-    def rows(self) -> int:
-        return self.n
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return jnp.zeros_like(v)
@@ -36,18 +29,12 @@ class Zero(AbstractCone):
         return Diagonal(jnp.zeros_like(v))
 
 
-class Nonnegative(AbstractCone):
+class Nonnegative(AbstractVectors):
     """{s : s >= 0}, its own dual. At 0 the derivative of the projection counts half.
 
     Args:
         n: rows.
     """
-
-    n: int = eqx.field(static=True)
-
-    @property
-    def rows(self) -> int:
-        return self.n
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return jnp.maximum(v, 0)

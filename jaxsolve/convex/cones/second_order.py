@@ -8,13 +8,12 @@ With u = x / |x|, v = (t, x) has the spectral values t + |x| and t - |x| on the 
 Fukushima, Luo and Tseng (2002).
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core.vectors import dot, norm
-from .cone import AbstractCone, AbstractSlope, Spectral, divided_difference, heaviside
+from .cone import AbstractSlope, AbstractVectors, Spectral, divided_difference, heaviside
 
 
 class Frame(AbstractSlope):
@@ -37,22 +36,16 @@ class Frame(AbstractSlope):
         return jnp.concatenate([head, rest * v[1:] + (high - low) * self.u])
 
 
-class SecondOrder(AbstractCone):
+class SecondOrder(AbstractVectors):
     """{(t, x) : |x| <= t}, its own dual; t is the first row.
 
     Args:
         n: rows, x being of size n - 1.
     """
 
-    n: int = eqx.field(static=True)
-
     def __check_init__(self):
         if self.n < 1:
             raise ValueError(f"SecondOrder: `n` counts t as well and is at least 1; got {self.n}.")
-
-    @property
-    def rows(self) -> int:
-        return self.n
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         @jax.custom_jvp

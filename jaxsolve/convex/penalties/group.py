@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ...core.vectors import root
 from .base import AbstractWeighted, weights
 
 
@@ -52,11 +53,11 @@ class Group(AbstractWeighted):
     )
 
     def leaf_value(self, weight: Array, y: Array) -> Float[Array, ""]:
-        size = _root(self._squares(y))
+        size = root(self._squares(y))
         return jnp.sum(jnp.where(size > 0, weight * jnp.where(size > 0, size, 1), 0))
 
     def leaf_prox(self, weight: Array, point: Array, step_size: Array) -> Array:
-        size = _root(self._squares(point))
+        size = root(self._squares(point))
         level = jnp.broadcast_to(step_size * weight, size.shape)
         free = (size > level) | (level <= 0)
         share = jnp.where(free, level, 0) / jnp.where(size > 0, size, 1)
@@ -65,7 +66,7 @@ class Group(AbstractWeighted):
         return jnp.where(kept > 0, kept * point, jnp.where(jnp.isnan(point), point, 0))
 
     def leaf_remainder(self, weight: Array, point: Array, step_size: Array) -> Array:
-        size = _root(self._squares(point))
+        size = root(self._squares(point))
         level = jnp.broadcast_to(step_size * weight, size.shape)
         beyond = size > level
         share = jnp.where(beyond, level / jnp.where(beyond, size, 1), 1)
@@ -90,9 +91,3 @@ class Group(AbstractWeighted):
         if isinstance(self.labels, _Labels):
             return groups[self.labels.array]
         return jnp.broadcast_to(groups[..., None], like.shape)
-
-
-def _root(squares: Array) -> Array:
-    """The root, with derivative 0 at 0."""
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), squares)

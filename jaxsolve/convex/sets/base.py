@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import show
+from ...core.checks import check_shape, show
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS
 from ...core.solve import solve
@@ -149,21 +149,22 @@ def shaped(
     array = floating(name, field, value, like)
     if full and array.ndim == 0:
         return jnp.broadcast_to(array, [s or 0 for s in shape])
-    fits = array.ndim == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
-        raise ValueError(
-            f"{name}: `{field}` is {show(array)}, but `point` is {show(like)}: "
-            f"`{field}` must have shape {wanted}."
-        )
+    check_shape(name, field, (show(array), array.shape), shape, "point", show(like))
     return array
 
 
 def scalar(name: str, field: str, value: Any, like: Array) -> Float[Array, ""]:
     """`floating`, without axes."""
     return shaped(name, field, value, (), like)
+
+
+def check_init(init: PyTree | None, point: Array) -> None:
+    """Raise unless a guess of the projection is absent or has the point's shape."""
+    if init is not None and jnp.shape(init) != point.shape:
+        raise ValueError(
+            f"Projection: `init` must have the point's shape, {show(point)}; "
+            f"it has shape {jnp.shape(init)}."
+        )
 
 
 def vector(name: str, point: Array) -> None:

@@ -16,13 +16,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core.adjoint import AbstractAdjoint
-from ...core.checks import show
+from ...core.checks import check_kind, show
 from ...core.mesh import vary, varying
 from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
-from ...core.vectors import largest
+from ...core.vectors import clean, largest
 from .base import AbstractClosedForm, frozen
 
 
@@ -55,10 +55,7 @@ class FormulaProjection(AbstractProblem):
 
     def clean(self) -> Bool[Array, ""]:
         """Whether the point is finite and no data are NaN."""
-        clean = jnp.all(jnp.isfinite(self.point))
-        for x in jax.tree.leaves(eqx.filter(self.set, eqx.is_inexact_array)):
-            clean = clean & ~jnp.any(jnp.isnan(x))
-        return clean
+        return clean(self.point, self.set)
 
     def optimality(self, point: Point) -> Point:
         at = jax.lax.stop_gradient(point.primal)
@@ -102,10 +99,7 @@ class ClosedForm(AbstractSolver[FormulaProjection]):
     step_limit: ClassVar[int] = 1
 
     def refuse(self, problem: FormulaProjection) -> None:
-        if not isinstance(problem, FormulaProjection):
-            raise TypeError(
-                f"ClosedForm evaluates the formula of a set: {type(problem).__name__} has none."
-            )
+        check_kind(self, problem, FormulaProjection)
 
     def init(self, problem: FormulaProjection, guess: Guess) -> Array:
         return problem.formula()

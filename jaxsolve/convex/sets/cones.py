@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ...core.checks import show
-from ...core.vectors import dot, largest, matmul
+from ...core.vectors import dot, largest, matmul, root
 from .base import AbstractClosedForm, number, scalar, vector
 
 Scalar = Float[Array, ""]
@@ -153,6 +153,4 @@ def length_of(values: Array) -> Scalar:
     """The Euclidean norm of all entries, without over- or underflow; derivative 0 at 0."""
     top = jax.lax.stop_gradient(largest(values))
     scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-    square = jnp.sum((values / scale) ** 2)
-    zero = square == 0
-    return jnp.where(zero, square, scale * jnp.sqrt(jnp.where(zero, 1, square)))
+    return scale * root(jnp.sum((values / scale) ** 2))

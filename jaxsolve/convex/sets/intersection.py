@@ -14,18 +14,17 @@ it is solved. What is differentiated is this system in (x, y), by the formulas o
 from typing import Any, ClassVar, Self
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import show
+from ...core.checks import check_kind
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
-from ...core.vectors import largest
-from ..quadratic_program import QuadraticProgram
-from .base import AbstractClosedForm, AbstractSet
+from ...core.vectors import clean, largest
+from .base import AbstractClosedForm, AbstractSet, check_init
 from .closed_form import opened
+from .polyhedra import nearest
 from .sparse import KSparse
 
 Scalar = Float[Array, ""]
@@ -74,8 +73,7 @@ class Intersection(AbstractSet):
         rows = fitted.constraints(array) if array.ndim == 1 else None
         if rows is None:
             return IntersectionProjection(array, fitted.sets)
-        eye = jnp.eye(array.size, dtype=array.dtype)
-        return QuadraticProgram(eye, -array, **rows)
+        return nearest(array, rows)
 
     def constraints(self, point: Array) -> dict[str, Array] | None:
         parts = [one.constraints(point) for one in self.sets]
@@ -123,23 +121,16 @@ class IntersectionProjection(AbstractProblem):
         return Dykstra()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Array]:
-        if init is not None and jnp.shape(init) != self.point.shape:
-            raise ValueError(
-                f"Projection: `init` must have the point's shape, {show(self.point)}; "
-                f"it has shape {jnp.shape(init)}."
-            )
+        check_init(init, self.point)
         return self, self.point
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        clean = jnp.all(jnp.isfinite(self.point))
-        for x in jax.tree.leaves(eqx.filter(self.sets, eqx.is_inexact_array)):
-            clean = clean & ~jnp.any(jnp.isnan(x))
         empty = jnp.array(False)
         for one in self.sets:
             if isinstance(one, AbstractClosedForm):
                 empty = empty | one.empty()
         result = RESULTS.where(empty, RESULTS.infeasible, RESULTS.successful)
-        result = RESULTS.where(clean, result, RESULTS.nonfinite_input)
+        result = RESULTS.where(clean(self.point, self.sets), result, RESULTS.nonfinite_input)
         nan = jnp.full_like(self.point, jnp.nan)
         return result, Point(nan, self.multipliers(nan))
 
@@ -158,10 +149,7 @@ class Dykstra(AbstractSolver[IntersectionProjection]):
     step_limit: ClassVar[int] = 20_000
 
     def refuse(self, problem: IntersectionProjection) -> None:
-        if not isinstance(problem, IntersectionProjection):
-            raise TypeError(
-                f"Dykstra projects on an Intersection: it cannot solve a {type(problem).__name__}."
-            )
+        check_kind(self, problem, IntersectionProjection)
 
     def init(self, problem: IntersectionProjection, guess: Guess) -> Round:
         normals = problem.multipliers(problem.point)

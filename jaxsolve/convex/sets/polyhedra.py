@@ -96,4 +96,9 @@ def program(region: Any, point: Array) -> QuadraticProgram:
     if unravel is not None:
         raise TypeError(f"{type(region).__name__}: `point` must be one vector, not a pytree.")
     fitted = region.fit(point)
-    return QuadraticProgram(identity(point), -point, **fitted.constraints(point))
+    return nearest(point, fitted.constraints(point))
+
+
+def nearest(point: Float[Array, " n"], constraints: dict[str, Array]) -> QuadraticProgram:
+    """minimise |x - point|^2 / 2 subject to these fields of a quadratic program."""
+    return QuadraticProgram(identity(point), -point, **constraints)

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import show
+from ...core.checks import check_kind, show
 from ...core.closure import trace
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
-from ...core.vectors import dot, finite, largest
+from ...core.vectors import clean, dot, largest
 from .base import AbstractSet
 
 Scalar = Float[Array, ""]
@@ -93,13 +93,16 @@ class SublevelProjection(AbstractProblem):
         return Point(point.primal - self.point + z * slope, Dual(inequality=jnp.minimum(z, -level)))
 
     def residual(self, point: Point) -> Residual:
-        level, slope = jax.value_and_grad(self.level)(point.primal)
-        z = point.dual.inequality
+        found = jax.value_and_grad(self.level)(point.primal)
+        return self.judged(point.primal, point.dual.inequality, *found)
+
+    def judged(self, w: Vector, z: Scalar, level: Scalar, slope: Vector) -> Residual:
+        """The residual, from f and its gradient at w."""
         one = jnp.ones_like(level)
         scale = jnp.maximum(jnp.maximum(one, largest(self.point)), z * largest(slope))
         return Residual(
             jnp.maximum(level, 0),
-            largest(point.primal - self.point + z * slope),
+            largest(w - self.point + z * slope),
             jnp.abs(jnp.minimum(z, -level)),
             Scale(one, scale, one),
         )
@@ -128,10 +131,8 @@ class SublevelProjection(AbstractProblem):
         return self.back(value)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        clean = finite(self.point, guess.primal)
-        for x in jax.tree.leaves(eqx.filter(self.fn, eqx.is_inexact_array)):
-            clean = clean & ~jnp.any(jnp.isnan(x))
-        result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
+        usable = clean((self.point, guess.primal), self.fn)
+        result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
         nan = jnp.full_like(self.point, jnp.nan)
         return result, Point(nan, Dual(inequality=0 * nan[0]))
 
@@ -153,11 +154,7 @@ class SequentialNewton(AbstractSolver[SublevelProjection]):
     step_limit: ClassVar[int] = 200
 
     def refuse(self, problem: SublevelProjection) -> None:
-        if not isinstance(problem, SublevelProjection):
-            raise TypeError(
-                "SequentialNewton projects on a Sublevel: it cannot solve a "
-                f"{type(problem).__name__}."
-            )
+        check_kind(self, problem, SublevelProjection)
 
     def init(self, problem: SublevelProjection, guess: Guess) -> State:
         level, slope = jax.value_and_grad(problem.level)(guess.primal)
@@ -189,11 +186,11 @@ class SequentialNewton(AbstractSolver[SublevelProjection]):
             return half + weight * (jnp.maximum(new, 0) - jnp.maximum(level, 0))
 
         falls = jax.vmap(change)(lengths) <= 1e-4 * lengths * fall
-        old = _natural(problem, w, z, level, slope)
+        old = problem.judged(w, z, level, slope).relative
         full = w + direction
         found = jax.value_and_grad(problem.level)(full)
         # A full step that gets much nearer to the conditions needs no penalty to fall.
-        whole = _natural(problem, full, multiplier, *found) <= 0.5 * old
+        whole = problem.judged(full, multiplier, *found).relative <= 0.5 * old
         length = jnp.where(whole, 1, lengths[jnp.argmax(falls)])
         moved = whole | jnp.any(falls)
         length = jnp.where(moved, length, 0)
@@ -202,7 +199,7 @@ class SequentialNewton(AbstractSolver[SublevelProjection]):
         return State(w, z, level, slope, weight, ~moved)
 
     def measure(self, problem: SublevelProjection, state: State) -> Scalar:
-        return _natural(problem, state.w, state.z, state.level, state.slope)
+        return problem.judged(state.w, state.z, state.level, state.slope).relative
 
     def status(
         self, problem: SublevelProjection, state: State, tolerance: Scalar
@@ -212,12 +209,3 @@ class SequentialNewton(AbstractSolver[SublevelProjection]):
 
     def point(self, problem: SublevelProjection, state: State) -> Point:
         return Point(state.w, Dual(inequality=state.z))
-
-
-def _natural(
-    problem: SublevelProjection, w: Vector, z: Scalar, level: Scalar, slope: Vector
-) -> Scalar:
-    """The residual of the conditions, as `SublevelProjection.residual` measures it."""
-    scale = jnp.maximum(jnp.maximum(1, largest(problem.point)), z * largest(slope))
-    gradient = largest(w - problem.point + z * slope) / scale
-    return jnp.maximum(gradient, jnp.abs(jnp.minimum(z, -level)))

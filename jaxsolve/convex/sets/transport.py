@@ -26,12 +26,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import show
+from ...core.checks import check_kind, show
 from ...core.problem import AbstractProblem, Structure
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ...core.solver import AbstractPreconditioner, AbstractSolver
 from ...core.vectors import dot, finite, largest, matmul
-from .base import AbstractSet, shaped
+from .base import AbstractSet, check_init, shaped
 
 Scalar = Float[Array, ""]
 Matrix = Float[Array, "n m"]
@@ -118,22 +118,19 @@ class TransportProjection(AbstractProblem):
         at: Any = point.primal
         found = self.gradient(at)
         one = jnp.ones_like(found.rows[0])
-        gap = jnp.maximum(largest(found.rows), largest(found.columns))
-        size = jnp.maximum(largest(self.rows), largest(self.columns))
-        # x is a difference of numbers of this size.
-        terms = jnp.maximum(largest(self.point), largest(at.rows) + largest(at.columns))
-        scale = jnp.maximum(one, jnp.maximum(size, terms))
-        return Residual(gap, 0 * gap, 0 * gap, Scale(scale, one, one))
+        gap = largest(found)
+        return Residual(gap, 0 * gap, 0 * gap, Scale(self.scale(at), one, one))
+
+    def scale(self, at: Potentials) -> Scalar:
+        """What the sums are judged by: x is a difference of numbers of this size."""
+        data = jnp.maximum(largest((self.point, self.rows, self.columns)), 1)
+        return jnp.maximum(data, largest(at.rows) + largest(at.columns))
 
     def default_solver(self) -> AbstractSolver:
         return DualNewton()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Potentials]:
-        if init is not None and jnp.shape(init) != self.point.shape:
-            raise ValueError(
-                f"Projection: `init` must have the point's shape, {show(self.point)}; "
-                f"it has shape {jnp.shape(init)}."
-            )
+        check_init(init, self.point)
         # The projection on the sums alone.
         n, m = self.point.shape
         row = (jnp.sum(self.point, axis=1) - self.rows) / m
@@ -213,11 +210,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
     step_limit: ClassVar[int] = 500
 
     def refuse(self, problem: TransportProjection) -> None:
-        if not isinstance(problem, TransportProjection):
-            raise TypeError(
-                f"DualNewton projects on transport polytopes: it cannot solve a "
-                f"{type(problem).__name__}."
-            )
+        check_kind(self, problem, TransportProjection)
 
     def init(self, problem: TransportProjection, guess: Guess) -> State:
         at: Any = guess.primal
@@ -228,7 +221,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
 
     def step(self, problem: TransportProjection, state: State) -> State:
         at, gradient = state.at, state.gradient
-        size = jnp.maximum(largest(gradient.rows), largest(gradient.columns))
+        size = largest(gradient)
         excess = problem.point - at.rows[:, None] - at.columns[None, :]
         factor = factorise((excess > 0).astype(excess.dtype), little(size, problem))
         direction = jax.tree.map(jnp.negative, factor.apply(gradient))
@@ -253,23 +246,18 @@ class DualNewton(AbstractSolver[TransportProjection]):
         # Near the solution psi's changes are rounding: the full step is judged by its gradient.
         full = Potentials(at.rows + direction.rows, at.columns + direction.columns)
         found = problem.gradient(full)
-        whole = jnp.maximum(largest(found.rows), largest(found.columns)) <= 0.5 * size
+        whole = largest(found) <= 0.5 * size
         length = jnp.where(whole, 1, jnp.where(accepted, lengths[pick], lengths[-1]))
         moved = Potentials(
             at.rows + length * direction.rows, at.columns + length * direction.columns
         )
         moved = centred(moved)
         found = problem.gradient(moved)
-        new = jnp.maximum(largest(found.rows), largest(found.columns))
-        slow = jnp.where(whole | (new < 0.9 * size), 0, state.slow + 1)
+        slow = jnp.where(whole | (largest(found) < 0.9 * size), 0, state.slow + 1)
         return State(moved, found, factor, slow)
 
     def measure(self, problem: TransportProjection, state: State) -> Scalar:
-        gap = jnp.maximum(largest(state.gradient.rows), largest(state.gradient.columns))
-        terms = largest(state.at.rows) + largest(state.at.columns)
-        size = jnp.maximum(largest(problem.rows), largest(problem.columns))
-        terms = jnp.maximum(jnp.maximum(largest(problem.point), terms), size)
-        return gap / jnp.maximum(1, terms)
+        return largest(state.gradient) / problem.scale(state.at)
 
     def status(
         self, problem: TransportProjection, state: State, tolerance: Scalar
@@ -285,8 +273,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
         step = factor.apply(state.gradient)
         better = Potentials(state.at.rows - step.rows, state.at.columns - step.columns)
         found = problem.gradient(better)
-        old = jnp.maximum(largest(state.gradient.rows), largest(state.gradient.columns))
-        falls = jnp.maximum(largest(found.rows), largest(found.columns)) < old
+        falls = largest(found) < largest(state.gradient)
         same = jnp.all((problem.plan(better) > 0) == (mask > 0))
         at, gradient = jax.tree.map(
             lambda new, kept: jnp.where(falls & same, new, kept),
@@ -311,7 +298,7 @@ def centred(at: Potentials) -> Potentials:
 def little(size: Scalar, problem: TransportProjection) -> Scalar:
     """The multiple of the identity that is added: it vanishes with the gradient."""
     eps = jnp.finfo(size.dtype).eps
-    scale = jnp.maximum(largest(problem.rows), largest(problem.columns))
+    scale = largest((problem.rows, problem.columns))
     relative = size / jnp.where(scale > 0, scale, 1)
     return jnp.clip(0.1 * relative, eps**0.6, 0.1)
 

@@ -67,7 +67,7 @@ class FormulaProjection(AbstractProblem):
         dual = self.set.normality(self.point, point.primal)
         one, zero = jnp.ones_like(primal), jnp.zeros_like(primal)
         # An infinite radius is no scale: everything would pass.
-        size = self.set.size()
+        size = jnp.asarray(self.set.size(), one.dtype)
         size = jnp.maximum(one, jnp.where(jnp.isfinite(size), size, 0))
         scale = jnp.maximum(one, largest(self.point))
         return Residual(primal, dual, zero, Scale(size, jnp.maximum(size, scale), one))

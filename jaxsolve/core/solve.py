@@ -81,7 +81,8 @@ def solve(
 @eqx.filter_jit
 def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     solver, adjoint, lanes, progress, record = settings
-    problem, value = problem.prepare(init)
+    prepare = problem.prepare if solver is None else partial(solver.prepare, problem, key=key)
+    problem, value = prepare(init)
     solver = as_solver(problem.default_solver() if solver is None else solver)
     solver.refuse(problem)
     adjoint = problem.default_adjoint() if adjoint is None else adjoint

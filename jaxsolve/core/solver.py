@@ -43,6 +43,13 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     proves: ClassVar[bool] = False
     """Whether `status` may say `infeasible` or `unbounded`: of other solvers, that is not heard."""
 
+    def prepare(
+        self, problem: AbstractProblem, init: PyTree | None, key: Any = None
+    ) -> tuple[AbstractProblem, PyTree[Array]]:
+        """`problem.prepare(init)`, unless the form of the value is the solver's own (the size of a
+        model that is fitted): the problem that it sees, and where it starts."""
+        return problem.prepare(init)
+
     def refuse(self, problem: _Problem) -> None:
         """Raise `TypeError` naming the field of `problem` that this solver cannot honour."""
 

@@ -1,0 +1,11 @@
+"""Entropic transport: plans between weights, and Schroedinger bridges between samples."""
+
+from .bridge import SchrodingerBridge as SchrodingerBridge
+from .covariances import Diagonal as Diagonal, Full as Full
+from .gaussian_mixture import (
+    GaussianMixtureBenchmark as GaussianMixtureBenchmark,
+    gaussian_mixture_benchmark as gaussian_mixture_benchmark,
+)
+from .light_bridge import LightBridge as LightBridge
+from .light_sb import LightSB as LightSB
+from .mixture import GaussianMixture as GaussianMixture

@@ -1,0 +1,163 @@
+"""Light Schroedinger Bridge on whole samples.
+
+    minimise  L = mean_i log c(x0_i) - mean_j log v(x1_j)  over a_k, r_k, S_k
+
+Korotin, Gushchin and Burnaev (2024) descend along gradients of small batches. Here L is minimised
+on all points by L-BFGS, in coordinates (`LightParameters`) in which that ends at a stationary point
+within a few hundred evaluations: the fit has a derivative in the points and in epsilon.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..core.checks import check_kind, show
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.vectors import matmul, positive
+from ..smooth.lbfgs import LBFGS
+from .bridge import LightParameters, LightProblem, SchrodingerBridge, gaussian_spread
+from .covariances import AbstractCovariance, Diagonal
+from .light_bridge import LightBridge
+
+Scalar = Float[Array, ""]
+
+_SAMPLE = 2048
+"""Points that the first centres are found from."""
+_CANDIDATES = 8
+_ROUNDS = 10
+
+
+class LightSB(AbstractSolver[SchrodingerBridge]):
+    """The default of `SchrodingerBridge`: a mixture potential, fitted to all points at once.
+
+    A step costs two products of the points with the components and as many for the gradient: for
+    more points than the memory holds, `MinibatchLightSB`.
+
+    The fit starts at centres of clusters of x1, found with `key` (a fixed one when there is none),
+    each with the S_k of the bridge between Gaussians; or at `init`, a `LightBridge` of this form.
+
+    Args:
+        components: K.
+        covariance: `Diagonal()` or `Full()`.
+        minimiser: a solver of `Minimise`: `LBFGS()`, or `TrustRegionNewton()` where that stalls.
+    """
+
+    components: int = 10
+    covariance: AbstractCovariance = Diagonal()
+    minimiser: AbstractSolver = LBFGS()
+
+    step_limit: ClassVar[int] = 5000
+
+    def refuse(self, problem: LightProblem) -> None:
+        check_kind(self, problem, LightProblem)
+
+    def prepare(
+        self, problem: SchrodingerBridge, init: LightBridge | None, key: Array | None = None
+    ) -> tuple[LightProblem, LightParameters]:
+        return prepare(self, problem, init, key)
+
+    def init(self, problem: LightProblem, guess: Guess) -> PyTree:
+        return self.minimiser.init(problem, guess)
+
+    def step(self, problem: LightProblem, state: PyTree) -> PyTree:
+        return self.minimiser.step(problem, state)
+
+    def measure(self, problem: LightProblem, state: PyTree) -> Scalar:
+        return self.minimiser.measure(problem, state) / problem.scale
+
+    def status(self, problem: LightProblem, state: PyTree, tolerance: Scalar) -> Any:
+        return self.minimiser.status(problem, state, tolerance * problem.scale)
+
+    def point(self, problem: LightProblem, state: PyTree) -> Point:
+        return self.minimiser.point(problem, state)
+
+    def preconditioner(self, problem: LightProblem, state: PyTree) -> AbstractPreconditioner | None:
+        return self.minimiser.preconditioner(problem, state)
+
+
+def prepare(
+    solver: Any, problem: SchrodingerBridge, init: LightBridge | None, key: Array | None
+) -> tuple[LightProblem, LightParameters]:
+    """The fit that a solver with `components` and `covariance` makes, and where it starts."""
+    if not isinstance(problem, SchrodingerBridge):
+        return problem.prepare(init)
+    fit = problem.fit(solver.covariance)
+    if init is None:
+        return fit, start(fit, solver.components, jax.random.key(0) if key is None else key)
+    if not isinstance(init, LightBridge):
+        raise TypeError(f"`init` must be a LightBridge; got {type(init).__name__}.")
+    dim = fit.inputs.shape[1]
+    if type(init.family) is not type(solver.covariance):
+        raise TypeError(f"`init` has covariances {init.family}, the solver {solver.covariance}.")
+    wanted = (solver.components, dim), (solver.components, init.family.parameters(dim))
+    if (init.centres.shape, init.shape.shape) != wanted:
+        raise ValueError(
+            f"`init.centres` is {show(init.centres)} and `init.shape` {show(init.shape)}: "
+            f"{solver.components} components of {dim} dimensions have shapes {list(wanted[0])} and "
+            f"{list(wanted[1])}."
+        )
+    bridge: Any = jax.tree.map(lambda x: jnp.asarray(x, fit.inputs.dtype), init)
+    return fit, fit.parameters(bridge)
+
+
+def start(fit: LightProblem, components: int, key: Array) -> LightParameters:
+    """Equal weights at centres of clusters, each as wide as its cluster."""
+    if components < 1:
+        raise ValueError(f"`components` must be at least 1; got {components}.")
+    first, second = jax.random.split(key)
+    points = jax.lax.stop_gradient(fit.targets)
+    if points.shape[0] > _SAMPLE:
+        points = points[jax.random.permutation(first, points.shape[0])[:_SAMPLE]]
+    centres, spreads = clusters(points, components, second)
+    before = jax.lax.stop_gradient(jnp.diagonal(fit.covariance))
+    wide = jnp.var(points, axis=0)
+    spreads = jnp.maximum(spreads, positive(1e-3 * wide))
+    diagonal = gaussian_spread(before, spreads, jax.lax.stop_gradient(fit.epsilon))
+    logits = jnp.full_like(points, -jnp.log(components), shape=(components,))
+    return LightParameters(logits, centres / fit.unit, fit.family.from_diagonal(diagonal))
+
+
+def clusters(
+    points: Float[Array, "n d"], count: int, key: Array
+) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
+    """Centres of clusters and the variances in them.
+
+    k-means++ with the best of a few candidates for each centre (Arthur and Vassilvitskii 2007), and
+    a fixed number of rounds of Lloyd's.
+    """
+
+    def squares(centres: Float[Array, "k d"]) -> Float[Array, "n k"]:
+        inner = matmul(points, centres.T)
+        own = jnp.sum(points * points, axis=1, keepdims=True)
+        return jnp.maximum(own - 2 * inner + jnp.sum(centres * centres, axis=1), 0)
+
+    def add(nearest: Float[Array, " n"], key: Array):
+        # All points at centres already: any will do.
+        logits = jnp.where(jnp.any(nearest > 0), jnp.log(nearest), jnp.zeros_like(nearest))
+        tried = points[jax.random.categorical(key, logits, shape=(_CANDIDATES,))]
+        left = jnp.minimum(squares(tried), nearest[:, None])
+        best = jnp.argmin(jnp.sum(left, axis=0))
+        return left[:, best], tried[best]
+
+    keys = jax.random.split(key, count)
+    far = jnp.full_like(points[:, 0], jnp.max(jnp.sum(points * points, axis=1)) + 1)
+    _, centres = jax.lax.scan(add, far, keys)
+
+    def members(centres: Float[Array, "k d"]) -> Float[Array, "n k"]:
+        own: Int[Array, " n"] = jnp.argmin(squares(centres), axis=1)
+        return jax.nn.one_hot(own, count, dtype=points.dtype)
+
+    def move(centres: Float[Array, "k d"], _: None):
+        belong = members(centres)
+        sizes = jnp.sum(belong, axis=0)[:, None]
+        means = matmul(belong.T, points) / positive(sizes)
+        return jnp.where(sizes > 0, means, centres), None
+
+    centres, _ = jax.lax.scan(move, centres, length=_ROUNDS)
+    belong = members(centres)
+    sizes = jnp.sum(belong, axis=0)[:, None]
+    second = matmul(belong.T, points * points) / positive(sizes)
+    return centres, jnp.maximum(second - centres * centres, 0)

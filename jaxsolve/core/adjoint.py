@@ -10,7 +10,7 @@ function, so that forward mode, reverse mode and derivatives of derivatives are 
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -58,7 +58,13 @@ class Smoothed(AbstractDegenerate):
 
 
 class AbstractAdjoint(eqx.Module):
-    """Runs the search and attaches a derivative to its point."""
+    """Runs the search and attaches a derivative to its point.
+
+    Attributes:
+        stationary: whether that derivative is the one of a point where `optimality` holds.
+    """
+
+    stationary: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(
@@ -83,6 +89,8 @@ class Implicit(AbstractAdjoint):
 
     linear_solver: AbstractLinearSolver | None = None
     degenerate: AbstractDegenerate = MinimumNorm()
+
+    stationary: ClassVar[bool] = True
 
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
@@ -196,6 +204,38 @@ class Detached(AbstractAdjoint):
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
         return outcome, outcome.point
+
+
+def envelope(
+    fn: Callable[[PyTree[Array], PyTree[Array]], Float[Array, ""]],
+    point: PyTree[Array],
+    data: PyTree[Array],
+    solved: Bool[Array, ""],
+) -> Float[Array, ""]:
+    """fn(point, data), where the derivative of `fn` in the point is 0: that term is left out of the
+    first derivative, which needs no linear solve, and is there in the second.
+
+    Args:
+        fn: closes over no array.
+        point: a stationary point, with its derivative.
+        data: what is differentiated in.
+        solved: whether the point is one; the derivative is NaN else.
+    """
+
+    @jax.custom_jvp
+    def at(data, point, solved):
+        return fn(point, data)
+
+    @at.defjvp
+    def rule(primals, tangents):
+        data, point, solved = primals
+        value = at(data, point, solved)
+        # Of a refused lane too, so that its NaN do not reach what it shares with others.
+        clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, point))
+        moved = jax.jvp(lambda d: fn(clean[1], d), (clean[0],), (tangents[0],))[1]
+        return value, jnp.where(solved, moved, jnp.nan)
+
+    return at(data, point, solved)
 
 
 def check_derivative(

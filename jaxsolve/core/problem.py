@@ -87,6 +87,11 @@ class AbstractProblem(eqx.Module):
         """The inverse of what `prepare` did to the variable (static leaves put back)."""
         return value
 
+    def stationary(self, value: PyTree, solved: Bool[Array, ""]) -> PyTree:
+        """The restored value, told that its derivative is that of a point where `optimality` holds
+        (where `solved`): values of minima may then use `core.adjoint.envelope`."""
+        return value
+
     def restore_dual(self, point: Point) -> PyTree[Array]:
         """The multipliers that a solution returns: the point's, unless they are its variable."""
         return point.dual

@@ -86,12 +86,17 @@ class Dual(eqx.Module):
 
 
 class Guess(eqx.Module):
-    """Where a solver starts. `dual` and `state` are `None` unless a `Solution` was handed in."""
+    """Where a solver starts. `dual` and `state` are `None` unless a `Solution` was handed in.
+
+    Attributes:
+        tolerance: what the loop will ask for, for solvers whose steps hold loops of their own.
+    """
 
     primal: PyTree[Array]
     dual: PyTree[Array] = None
     state: PyTree = None
     key: Any = None
+    tolerance: Float[Array, ""] | None = None
 
 
 class Scale(NamedTuple):

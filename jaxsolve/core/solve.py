@@ -1,6 +1,6 @@
 """`solve`: problem, solver, guess -> checks -> loop -> verdict -> derivative -> Solution."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -87,9 +87,9 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     solver.refuse(problem)
     adjoint = problem.default_adjoint() if adjoint is None else adjoint
     stop = partial(jax.tree.map, jax.lax.stop_gradient)
-    guess = Guess(stop(value), stop(dual), key=key)
-    guess = _with_state(problem, solver, guess, state)
     limits = _limits(value, solver, limits[0], limits[1], record)
+    guess = Guess(stop(value), stop(dual), key=key, tolerance=limits.tolerance)
+    guess = _with_state(problem, solver, guess, state)
 
     outcome, point = adjoint.solve(
         problem,
@@ -98,8 +98,11 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
         limits,
         lambda: search(problem, solver, guess, limits, lanes=lanes, progress=progress),
     )
+    value = problem.restore(point.primal)
+    if adjoint.stationary:
+        value = problem.stationary(value, outcome.solved)
     return Solution(
-        value=problem.restore(point.primal),
+        value=value,
         dual=problem.restore_dual(point),
         result=outcome.result,
         stats=Stats(outcome.steps, outcome.residual),
@@ -136,7 +139,7 @@ def _with_state(
     if jax.tree.structure(fresh) != jax.tree.structure(state) or shape(fresh) != shape(state):
         return guess
     state = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, state)
-    return Guess(guess.primal, guess.dual, state, guess.key)
+    return replace(guess, state=state)
 
 
 def _lifted(problem: AbstractProblem) -> AbstractProblem:

@@ -67,5 +67,14 @@ from .smooth import (
     Root as Root,
     TrustRegionNewton as TrustRegionNewton,
 )
+from .transport import (
+    Diagonal as Diagonal,
+    Full as Full,
+    GaussianMixture as GaussianMixture,
+    LightBridge as LightBridge,
+    LightSB as LightSB,
+    SchrodingerBridge as SchrodingerBridge,
+    gaussian_mixture_benchmark as gaussian_mixture_benchmark,
+)
 
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ import optax
 import optimistix as optx
 import scipy.optimize
 import scipy.sparse
+from bridges import BRIDGES
 from projections import PROJECTIONS
 from sklearn.linear_model import Lasso
 
@@ -732,6 +733,7 @@ OURS = [
     quadratic_program("ActiveSet", js.ActiveSet),
     composite("ProximalGradient", js.ProximalGradient),
     quadratic_program("OperatorSplitting", js.OperatorSplitting),
+    *BRIDGES,
     cone_program("OperatorSplitting-cones", js.OperatorSplitting),
 ]
 

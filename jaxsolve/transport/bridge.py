@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.checks import show
 from ..core.problem import AbstractProblem, Statement, Structure
@@ -70,9 +70,13 @@ class SchrodingerBridge(AbstractProblem):
         """The fit of a light bridge with covariances of a family."""
         x0, x1 = self._samples()
         epsilon = jnp.asarray(self.epsilon, x0.dtype)
+        valid = epsilon > 0
+        # Any number where there is none: a refused lane's NaN must not reach others.
+        epsilon = jnp.where(valid, epsilon, jnp.ones_like(epsilon))
         means = jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)
         inputs, targets = x0 - means[0], x1 - means[1]
-        covariance = matmul(inputs.T, inputs) / inputs.shape[0]
+        means, usable = jax.tree.map(jnp.nan_to_num, (means, inputs))
+        covariance = matmul(usable.T, usable) / usable.shape[0]
         fixed = jax.lax.stop_gradient((jnp.diagonal(covariance), jnp.var(targets, axis=0), epsilon))
         spread = gaussian_spread(*fixed)
         size = jnp.max(jnp.sqrt(fixed[0] * fixed[1])) / positive(fixed[2])
@@ -85,6 +89,7 @@ class SchrodingerBridge(AbstractProblem):
             unit=jnp.sqrt(positive(fixed[2] * spread)),
             scale=jnp.maximum(size, 1),
             family=family,
+            valid=valid,
         )
 
     def prepare(self, init: PyTree | None) -> tuple[Any, PyTree[Array]]:
@@ -160,6 +165,7 @@ class LightProblem(AbstractProblem):
         unit: u.
         scale: the size of the two parts of the gradient that balance at a solution.
         family: of the S_k.
+        valid: whether epsilon was positive; it is 1 here if it was not.
     """
 
     inputs: Float[Array, "n d"]
@@ -170,6 +176,7 @@ class LightProblem(AbstractProblem):
     unit: Float[Array, " d"]
     scale: Scalar
     family: AbstractCovariance
+    valid: Bool[Array, ""]
 
     @property
     def structure(self) -> Structure:
@@ -233,7 +240,7 @@ class LightProblem(AbstractProblem):
         return Residual(zero, size, zero, Scale(one, self.scale, one))
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        usable = clean(guess.primal, self) & (self.epsilon > 0)
+        usable = clean(guess.primal, self) & self.valid
         result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
         return result, Point(guess.primal)
 

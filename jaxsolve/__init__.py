@@ -69,11 +69,14 @@ from .smooth import (
 )
 from .transport import (
     Diagonal as Diagonal,
+    EntropicTransport as EntropicTransport,
     Full as Full,
     GaussianMixture as GaussianMixture,
     LightBridge as LightBridge,
     LightSB as LightSB,
+    Plan as Plan,
     SchrodingerBridge as SchrodingerBridge,
+    Sinkhorn as Sinkhorn,
     gaussian_mixture_benchmark as gaussian_mixture_benchmark,
 )
 

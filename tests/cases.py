@@ -12,6 +12,7 @@ import scipy.sparse
 from bridges import BRIDGES
 from projections import PROJECTIONS
 from sklearn.linear_model import Lasso
+from transport_plans import TRANSPORT, TRANSPORT_VARIANTS
 
 import jaxsolve as js
 from jaxsolve.testing import Case, Degenerate, Expected
@@ -734,6 +735,7 @@ OURS = [
     composite("ProximalGradient", js.ProximalGradient),
     quadratic_program("OperatorSplitting", js.OperatorSplitting),
     *BRIDGES,
+    *TRANSPORT,
     cone_program("OperatorSplitting-cones", js.OperatorSplitting),
 ]
 
@@ -758,6 +760,7 @@ VARIANTS = [
     partial_program("InteriorPoint-box", js.InteriorPoint, "lower", "upper"),
     grouped("ProximalGradient-group", js.ProximalGradient),
     *PROJECTIONS,
+    *TRANSPORT_VARIANTS,
 ]
 """Further problems of our solvers."""
 

@@ -2,6 +2,7 @@
 
 from .bridge import SchrodingerBridge as SchrodingerBridge
 from .covariances import Diagonal as Diagonal, Full as Full
+from .entropic_transport import EntropicTransport as EntropicTransport
 from .gaussian_mixture import (
     GaussianMixtureBenchmark as GaussianMixtureBenchmark,
     gaussian_mixture_benchmark as gaussian_mixture_benchmark,
@@ -9,3 +10,5 @@ from .gaussian_mixture import (
 from .light_bridge import LightBridge as LightBridge
 from .light_sb import LightSB as LightSB
 from .mixture import GaussianMixture as GaussianMixture
+from .plan import Plan as Plan
+from .sinkhorn import Sinkhorn as Sinkhorn

@@ -1,0 +1,158 @@
+"""Sinkhorn's method, stabilised and accelerated.
+
+    p = diag(u) K diag(b v):   u = a / (K b v),   v = 1 / (K'u)
+
+alternates between the sums of rows and of columns (Sinkhorn 1967; Cuturi 2013). Its l = log v is
+kept small: one step here makes the kernel K of the potential so far (Schmitzer 2019), and repeats
+the two products with it until the sums are met, or until l has moved so far that the kernel must be
+made again. Epsilon falls by fours from the size of the costs. The products are combined by
+Anderson's method; where that makes no progress Newton's method takes over (`balancing.py`).
+"""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from ..core.checks import check_kind
+from ..core.solution import RESULTS, Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.vectors import positive
+from .balancing import Held, accelerated, newton
+from .entropic_transport import EntropicTransport, Potential
+from .geometry import Columns, Scalar
+
+_FACTOR = 4.0
+_FIRST = 0.25
+"""Of the spread of the costs: where the scaling of epsilon begins."""
+_STAGE_ERROR = 1e-2
+_PATIENCE = 10
+
+
+class SinkhornState(eqx.Module):
+    """A potential, and the epsilon for which it was found.
+
+    Attributes:
+        at: the potential.
+        epsilon: of the stage.
+        error: the part of the weight by which the columns' sums are off, for that epsilon.
+        newton: whether the next step is Newton's.
+        products: pairs of products with the kernel so far.
+        best: the smallest error of the last epsilon.
+        idle: steps since it fell.
+        tolerance: what is asked for.
+    """
+
+    at: Potential
+    epsilon: Scalar
+    error: Scalar
+    newton: Bool[Array, ""]
+    products: Int[Array, ""]
+    best: Scalar
+    idle: Int[Array, ""]
+    tolerance: Scalar
+
+
+class WeightPreconditioner(AbstractPreconditioner):
+    """The diagonal of the optimality's Jacobian, but for its small part from other columns."""
+
+    share: Columns
+
+    def solve(self, residual: Point) -> Point:
+        at: Any = residual.primal
+        return Point(Potential(at.value / self.share, at.remainder))
+
+    def transpose_solve(self, residual: Point) -> Point:
+        return self.solve(residual)
+
+
+class Sinkhorn(AbstractSolver[EntropicTransport]):
+    """The default of `EntropicTransport`.
+
+    A step makes a kernel and makes products with it; `state.products` counts pairs of these, what
+    elsewhere is an iteration. For costs that are never written out a product computes them again.
+    Costs that are sharded over rows in a `jit` stay where they are: a device has its rows of the
+    kernel, and what is exchanged are sums of columns.
+
+    Schmitzer (2019) for the kernel and the scaling of epsilon.
+    """
+
+    step_limit: ClassVar[int] = 200
+
+    def refuse(self, problem: EntropicTransport) -> None:
+        check_kind(self, problem, EntropicTransport)
+
+    def init(self, problem: EntropicTransport, guess: Guess) -> SinkhornState:
+        at: Any = guess.state.at if isinstance(guess.state, SinkhornState) else guess.primal
+        zero = jnp.zeros_like(at.value[0])
+        cold = jnp.all(at.value == 0)
+        ratio = _FIRST * problem.geometry.spread() / positive(problem.epsilon)
+        stages = jnp.ceil(jnp.log(jnp.maximum(ratio, 1)) / math.log(_FACTOR))
+        stages = jnp.where(cold & jnp.isfinite(stages), stages, 0)
+        tolerance = zero if guess.tolerance is None else guess.tolerance.astype(zero.dtype)
+        none = jnp.zeros_like(zero, jnp.int32)
+        return SinkhornState(
+            at=at,
+            epsilon=problem.epsilon * _FACTOR**stages,
+            error=zero + jnp.inf,
+            newton=zero > 0,
+            products=none,
+            best=zero + jnp.inf,
+            idle=none,
+            tolerance=tolerance,
+        )
+
+    def step(self, problem: EntropicTransport, state: SinkhornState) -> SinkhornState:
+        _, b = problem.weights
+        last = state.epsilon <= problem.epsilon
+        stage = eqx.tree_at(lambda p: p.epsilon, problem, state.epsilon)
+        g = state.at.value
+        held = Held(stage, problem.geometry.kernel(g, b > 0, state.epsilon), g)
+        goal = jnp.where(last, 0.9 * state.tolerance, _STAGE_ERROR)
+        first = accelerated(held, state.at.remainder, goal, state.newton)
+        second = newton(held, state.at.remainder, goal, ~state.newton)
+        log = jnp.where(state.newton, second.log, first.log)
+        error = jnp.where(state.newton, second.error, first.error)
+        slow = jnp.where(state.newton, second.slow, first.slow)
+
+        met = error <= goal
+        # A potential that float32 cannot hold keeps its kernel: it is a solution with no other.
+        moved = g + state.epsilon * log
+        grain = jnp.finfo(g.dtype).eps * jnp.max(jnp.abs(moved)) / state.epsilon
+        stays = met & last & (grain > 0.1 * state.tolerance)
+        value = jnp.where(stays, g, moved)
+        rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / state.epsilon)
+        best = jnp.where(last, jnp.minimum(state.best, error), state.best)
+        return SinkhornState(
+            at=Potential(value, rest),
+            epsilon=jnp.where(
+                met & ~last, jnp.maximum(state.epsilon / _FACTOR, problem.epsilon), state.epsilon
+            ),
+            error=error,
+            newton=~met & (slow | state.newton),
+            products=state.products + first.count + second.count,
+            best=best,
+            idle=jnp.where(last & (error > 0.5 * state.best), state.idle + 1, 0),
+            tolerance=state.tolerance,
+        )
+
+    def measure(self, problem: EntropicTransport, state: SinkhornState) -> Scalar:
+        return state.error
+
+    def status(
+        self, problem: EntropicTransport, state: SinkhornState, tolerance: Scalar
+    ) -> tuple[Bool[Array, ""], Any]:
+        solved = (state.error <= tolerance) & (state.epsilon <= problem.epsilon)
+        stalled = state.idle >= _PATIENCE
+        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+
+    def point(self, problem: EntropicTransport, state: SinkhornState) -> Point:
+        return Point(state.at)
+
+    def preconditioner(
+        self, problem: EntropicTransport, state: SinkhornState
+    ) -> WeightPreconditioner:
+        _, b = problem.weights
+        return WeightPreconditioner(jnp.where(b > 0, b, problem.mass / b.size))

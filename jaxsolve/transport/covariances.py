@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 from ..core.mesh import vary, varying
 from ..core.vectors import matmul
 
+_PRODUCTS = 8
+"""Up to this many dimensions quadratic forms are taken of all products of two coordinates."""
+
 Shape = Float[Array, "k p"]
 """The free parameters of the S_k, a row each."""
 
@@ -148,16 +151,16 @@ class Full(AbstractCovariance):
         return matmul(self.factor(shape), noise)
 
     def tilt(self, shape, centres, x):
-        return 0.5 * _squares(self.factor(shape), x) + matmul(x, centres.T)
+        return 0.5 * _quadratic(self.dense(shape), x) + matmul(x, centres.T)
 
     def distance(self, shape, centres, y):
         factor = self.factor(shape)
         unit = vary(jnp.eye(y.shape[1], dtype=y.dtype), varying(factor))
-        inverse = jax.vmap(lambda f: solve_triangular(f, unit, lower=True).T)(factor)
-        white = jax.vmap(lambda f, r: matmul(r, f))(inverse, centres)
-        pull = jax.vmap(lambda f, w: matmul(f, w))(inverse, white)
-        own = 0.5 * jnp.sum(white * white, axis=1)
-        return 0.5 * _squares(inverse, y) - matmul(y, pull.T) + own
+        inverse = jax.vmap(lambda f: solve_triangular(f, unit, lower=True))(factor)
+        precision = matmul(inverse.mT, inverse)
+        pull = jax.vmap(matmul)(precision, centres)
+        own = 0.5 * jnp.sum(pull * centres, axis=1)
+        return 0.5 * _quadratic(precision, y) - matmul(y, pull.T) + own
 
     def trace(self, shape: Shape, covariance: Float[Array, "d d"]) -> Float[Array, " k"]:
         factor = self.factor(shape)
@@ -177,12 +180,17 @@ def _dim(size: int) -> int:
     return int(((8 * size + 1) ** 0.5 - 1) / 2)
 
 
-def _squares(factors: Float[Array, "k d d"], x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """||F_k'x||^2, one component after the other; recomputed in the backward pass."""
+def _quadratic(matrices: Float[Array, "k d d"], x: Float[Array, "n d"]) -> Float[Array, "n k"]:
+    """x'M_k x."""
+    dim = x.shape[1]
+    if dim <= _PRODUCTS:
+        rows, columns = jnp.tril_indices(dim)
+        twice = jnp.where(rows == columns, 1, 2).astype(x.dtype)
+        return matmul(x[:, rows] * x[:, columns], (twice * matrices[:, rows, columns]).T)
 
+    # One component after the other, and again in the backward pass: points x dimensions at a time.
     @jax.checkpoint
-    def of(factor: Float[Array, "d d"]) -> Float[Array, " n"]:
-        moved = matmul(x, factor)
-        return jnp.sum(moved * moved, axis=1)
+    def of(matrix: Float[Array, "d d"]) -> Float[Array, " n"]:
+        return jnp.sum(x * matmul(x, matrix), axis=1)
 
-    return jax.lax.map(of, factors).T
+    return jax.lax.map(of, matrices).T

@@ -9,6 +9,7 @@ within a few hundred evaluations: the fit has a derivative in the points and in 
 
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -17,15 +18,17 @@ from ..core.checks import check_kind, show
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import matmul, positive
-from ..smooth.lbfgs import LBFGS
+from ..smooth.lbfgs import LBFGS, LBFGSState
 from .bridge import LightParameters, LightProblem, SchrodingerBridge, gaussian_spread
 from .covariances import AbstractCovariance, Diagonal
 from .light_bridge import LightBridge
 
 Scalar = Float[Array, ""]
 
-_SAMPLE = 2048
-"""Points that the first centres are found from."""
+_SAMPLE = 1024
+"""Points of each sample that starts are tried on."""
+_TRIAL = 20
+"""Steps of a trial."""
 _CANDIDATES = 8
 _ROUNDS = 10
 
@@ -38,15 +41,18 @@ class LightSB(AbstractSolver[SchrodingerBridge]):
 
     The fit starts at centres of clusters of x1, found with `key` (a fixed one when there is none),
     each with the S_k of the bridge between Gaussians; or at `init`, a `LightBridge` of this form.
+    Among several starts the one is taken that is lowest after some steps on a part of the points.
 
     Args:
         components: K.
         covariance: `Diagonal()` or `Full()`.
+        starts: clusterings that are tried, without `init`; the best one is gone on with.
         minimiser: a solver of `Minimise`: `LBFGS()`, or `TrustRegionNewton()` where that stalls.
     """
 
     components: int = 10
     covariance: AbstractCovariance = Diagonal()
+    starts: int = 8
     minimiser: AbstractSolver = LBFGS()
 
     step_limit: ClassVar[int] = 5000
@@ -86,7 +92,8 @@ def prepare(
         return problem.prepare(init)
     fit = problem.fit(solver.covariance)
     if init is None:
-        return fit, start(fit, solver.components, jax.random.key(0) if key is None else key)
+        key = jax.random.key(0) if key is None else key
+        return fit, start(fit, solver.components, solver.starts, key)
     if not isinstance(init, LightBridge):
         raise TypeError(f"`init` must be a LightBridge; got {type(init).__name__}.")
     dim = fit.inputs.shape[1]
@@ -103,20 +110,50 @@ def prepare(
     return fit, fit.parameters(bridge)
 
 
-def start(fit: LightProblem, components: int, key: Array) -> LightParameters:
+def start(fit: LightProblem, components: int, starts: int, key: Array) -> LightParameters:
+    """The best of some starts, each after a few steps on a part of the points."""
+    if components < 1 or starts < 1:
+        raise ValueError(
+            f"`components` and `starts` must be at least 1; got {components} and {starts}."
+        )
+    fit = jax.tree.map(jax.lax.stop_gradient, fit)
+    keys = jax.random.split(key, starts + 2)
+    few = eqx.tree_at(
+        lambda f: (f.inputs, f.targets),
+        fit,
+        (_part(fit.inputs, keys[0]), _part(fit.targets, keys[1])),
+    )
+    if starts == 1 or components == 1:
+        return _start(few, components, keys[2])
+    minimiser = LBFGS()
+
+    def one(key: Array) -> tuple[Scalar, LightParameters]:
+        state = minimiser.init(few, Guess(_start(few, components, key)))
+
+        def step(state: LBFGSState, _: None) -> tuple[LBFGSState, None]:
+            return minimiser.step(few, state), None
+
+        state, _ = jax.lax.scan(step, state, length=_TRIAL)
+        return state.value, state.primal
+
+    values, found = jax.vmap(one)(keys[2:])
+    best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
+    return jax.tree.map(lambda x: x[best], found)
+
+
+def _part(points: Float[Array, "n d"], key: Array) -> Float[Array, "p d"]:
+    """So many of the points that their number no longer tells."""
+    if points.shape[0] <= _SAMPLE:
+        return points
+    return points[jax.random.permutation(key, points.shape[0])[:_SAMPLE]]
+
+
+def _start(fit: LightProblem, components: int, key: Array) -> LightParameters:
     """Equal weights at centres of clusters, each as wide as its cluster."""
-    if components < 1:
-        raise ValueError(f"`components` must be at least 1; got {components}.")
-    first, second = jax.random.split(key)
-    points = jax.lax.stop_gradient(fit.targets)
-    if points.shape[0] > _SAMPLE:
-        points = points[jax.random.permutation(first, points.shape[0])[:_SAMPLE]]
-    centres, spreads = clusters(points, components, second)
-    before = jax.lax.stop_gradient(jnp.diagonal(fit.covariance))
-    wide = jnp.var(points, axis=0)
-    spreads = jnp.maximum(spreads, positive(1e-3 * wide))
-    diagonal = gaussian_spread(before, spreads, jax.lax.stop_gradient(fit.epsilon))
-    logits = jnp.full_like(points, -jnp.log(components), shape=(components,))
+    centres, spreads = clusters(fit.targets, components, key)
+    spreads = jnp.maximum(spreads, positive(1e-3 * jnp.var(fit.targets, axis=0)))
+    diagonal = gaussian_spread(jnp.diagonal(fit.covariance), spreads, fit.epsilon)
+    logits = jnp.full_like(centres[:, 0], -jnp.log(components))
     return LightParameters(logits, centres / fit.unit, fit.family.from_diagonal(diagonal))
 
 

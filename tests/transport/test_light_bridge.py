@@ -116,7 +116,9 @@ def test_draws_of_the_plan_have_its_moments(family):
     np.testing.assert_allclose(np.cov(drawn.T), plan.covariance, atol=0.03)
 
 
-@pytest.mark.parametrize("method", ["sample_path", "simulate_path"])
+@pytest.mark.parametrize(
+    "method", ["sample_path", pytest.param("simulate_path", marks=pytest.mark.slow)]
+)
 def test_paths_have_the_covariance_of_the_diffusion(method):
     """E x_t x_s' of a bridge with one component, which is a Gaussian process: with y = S x + r + e,
     x_t = (1 - t) x + t y + a Brownian bridge of covariance eps min(s, t) (1 - max(s, t))."""

@@ -30,7 +30,9 @@ _START = 0.1
 _LONGEST = 5.0
 """Of a combined or a Newton step."""
 _WINDOW = 60
-"""Steps that must gain a factor of ten, or Newton's method takes over."""
+_FORESEEN = 200
+"""Steps that may be left, at the rate of the last window; else Newton's method takes over. Its
+matrix costs as much."""
 _NEWTON_STEPS = 6
 _LENGTHS = 8
 FACTOR_LIMIT = 2048
@@ -151,7 +153,8 @@ def accelerated(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -
         best = jnp.where(bad, s.best, jnp.minimum(s.best, error))
         count = s.count + 1
         turn = count % _WINDOW == 0
-        slow = turn & (best > 0.1 * s.mark)
+        gain, need = jnp.log(s.mark / best), jnp.log(best / goal)
+        slow = turn & ~(need * _WINDOW <= _FORESEEN * gain)
         met = (error <= goal) & ~bad
         far = jnp.max(jnp.where(b > 0, jnp.abs(s.log), 0)) > CAP
         over = met | slow | far
@@ -298,10 +301,9 @@ def newton(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chu
         length = jnp.where(jnp.any(rises), lengths[jnp.argmax(rises)], 0)
         new = evaluated(s.log + length * d, s.count + 1, s.turns + 1)
         worse = ~(new.error <= 10 * s.error) | (length == 0)
-        slow = worse | (new.turns >= _NEWTON_STEPS)
         far = jnp.max(jnp.where(b > 0, jnp.abs(new.log), 0)) > CAP
-        over = (new.error <= goal) | slow | far
-        return (new._replace(slow=slow), lower), over
+        over = (new.error <= goal) | worse | far | (new.turns >= _NEWTON_STEPS)
+        return (new._replace(slow=worse), lower), over
 
     def finish(_: Columns, carry) -> Chunk:
         s, _ = carry

@@ -13,8 +13,8 @@ potentials, is all there is to find: it is the root of the columns' sums, a symm
 the gradient of the concave semi-dual function. g + t, f - t make the same p: where both sums are
 held derivatives of g are taken with <b, dg> = 0, and potentials are returned with <b, g> = 0.
 
-A float holds g to its last digit, and p to that digit over epsilon. What is lost of g is kept
-beside it, in units of epsilon, so that float32 meets the sums for any epsilon.
+A float holds g to its last digit, and p to that digit over epsilon. So g is kept as a number for
+the kernel and a small remainder in units of epsilon, by which float32 meets the sums.
 
 Peyre and Cuturi (2019), Computational optimal transport; Chizat et al. (2018) for `tau`.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Potential(NamedTuple):
-    """g = value + epsilon remainder; the remainder is what the dtype cannot hold."""
+    """g = value + epsilon remainder; its derivative is that of the value."""
 
     value: Columns
     remainder: Columns
@@ -188,8 +188,12 @@ class EntropicTransport(AbstractProblem):
         tau = self.taus[1]
         return jnp.ones_like(g) if tau is None else jnp.exp(-g / tau)
 
-    def sums(self, at: Potential, extra: Columns | None = None) -> Sums:
-        """The plan's sums; with `extra`, at the potential plus epsilon times that.
+    def whole(self, at: Potential) -> Columns:
+        """g in one number."""
+        return at.value + self.epsilon * lax.stop_gradient(at.remainder)
+
+    def sums(self, at: Potential) -> Sums:
+        """The plan's sums.
 
         v holds all that differs from the potential by which K was made, so that derivatives in g
         are products with K.
@@ -198,13 +202,10 @@ class EntropicTransport(AbstractProblem):
         geometry, epsilon = self.geometry, self.epsilon
         fixed = lax.stop_gradient(at.value)
         kernel = geometry.kernel(fixed, b > 0, epsilon)
-        log = (at.value - fixed) / epsilon + lax.stop_gradient(at.remainder)
-        log = log if extra is None else log + extra
-        v = jnp.exp(log)
+        v = jnp.exp((at.value - fixed) / epsilon + lax.stop_gradient(at.remainder))
         found, back = kernel.through(b * v, lambda r, base, a: a * self.weigh(r, base)[0], a)
         scaling, f = self.weigh(found, kernel.base)
-        g = at.value if extra is None else at.value + epsilon * extra
-        return Sums(kernel, v, a * scaling, f, back, self.wanted(g))
+        return Sums(kernel, v, a * scaling, f, back, self.wanted(self.whole(at)))
 
     def optimality(self, point: Point) -> Point:
         at: Any = point.primal
@@ -245,7 +246,7 @@ class EntropicTransport(AbstractProblem):
         extended, tau = fixed - self.epsilon * log, self.taus[1]
         if tau is not None:
             extended = extended * (tau / (tau + self.epsilon))
-        return sums.f, jnp.where(b > 0, at.value, extended)
+        return sums.f, jnp.where(b > 0, self.whole(at), extended)
 
     def semidual(self, at: Potential) -> Scalar:
         """The dual objective with the best f: the optimal value at a solution, below it else."""
@@ -261,9 +262,7 @@ class EntropicTransport(AbstractProblem):
         # u K b v sums to a exp(-f / tau) in each row: by how f is formed.
         total = dot(a, jnp.ones_like(a) if left is None else jnp.exp(-sums.f / left))
         entropy = self.epsilon * (total - jnp.sum(a) * jnp.sum(b))
-        # The remainder of g is part of g where sums are held.
-        g = at.value + self.epsilon * lax.stop_gradient(at.remainder)
-        return part(a, sums.f, left) + part(b, g, right) - entropy
+        return part(a, sums.f, left) + part(b, self.whole(at), right) - entropy
 
     def default_solver(self) -> "AbstractSolver":
         from .sinkhorn import Sinkhorn

@@ -41,6 +41,10 @@ class AbstractKernel(eqx.Module):
     def columns(self, rows: Float[Array, "n ..."]) -> Float[Array, "m ..."]:
         """K' u."""
 
+    def scaled(self, rows: Rows, columns: Columns) -> Float[Array, "n m"]:
+        """diag(u) K diag(v)."""
+        return rows[:, None] * self.rows(jnp.diag(columns))
+
     def gram(self, rows: Rows) -> Float[Array, "m m"]:
         """K' diag(u) K."""
         every = self.rows(identity(self.columns(rows)))
@@ -152,6 +156,9 @@ class DenseKernel(AbstractKernel):
     """K as a matrix."""
 
     matrix: Float[Array, "n m"]
+
+    def scaled(self, rows, columns):
+        return rows[:, None] * self.matrix * columns
 
     def gram(self, rows):
         return matmul(self.matrix.T, rows[:, None] * self.matrix)

@@ -55,7 +55,9 @@ class Plan(eqx.Module):
     @property
     def matrix(self) -> Float[Array, "n m"]:
         """The plan itself."""
-        found = self._apply(jnp.eye(self.potential.size, dtype=self.potential.dtype))
+        sums = self.problem.sums(self.at)
+        _, b = self.problem.weights
+        found = sums.kernel.scaled(sums.rows, b * sums.columns)
         return found.T if self.problem.flipped else found
 
     @property
@@ -133,11 +135,10 @@ class Plan(eqx.Module):
         points, cost_fn = (geometry.x if flipped else geometry.y), geometry.cost_fn
         weights = self.problem.weights[0 if flipped else 1]
         g = self.potentials[1]
-        rest = jnp.zeros_like(g) if flipped else self.remainder
 
         def along(x: Float[Array, " d"]) -> Float[Array, " d"]:
             pair: Any = (lambda y: cost_fn(y, x)) if flipped else (lambda y: cost_fn(x, y))
-            exponent = (g - jax.vmap(pair)(points)) / self.problem.epsilon + rest
+            exponent = (g - jax.vmap(pair)(points)) / self.problem.epsilon
             share = jax.nn.softmax(exponent + _log(weights))
             return jnp.sum(share[:, None] * points, axis=0)
 

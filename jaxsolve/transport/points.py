@@ -148,6 +148,12 @@ class BlockKernel(AbstractKernel):
 
         return over_blocks(part, self.block, self.geometry.x, self.base, rows, summed=True)
 
+    def scaled(self, rows, columns):
+        def part(x: Array, base: Array, rows: Array) -> Array:
+            return rows[:, None] * self.part(x, base) * columns
+
+        return over_blocks(part, self.block, self.geometry.x, self.base, rows)
+
     def gram(self, rows):
         def part(x: Array, base: Array, rows: Array) -> Array:
             block = self.part(x, base)

@@ -28,7 +28,8 @@ _FACTOR = 4.0
 _FIRST = 0.25
 """Of the spread of the costs: where the scaling of epsilon begins."""
 _STAGE_ERROR = 1e-2
-_PATIENCE = 10
+_PATIENCE = 20
+_STAYS = 5.0
 
 
 class SinkhornState(eqx.Module):
@@ -118,10 +119,10 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         slow = jnp.where(state.newton, second.slow, first.slow)
 
         met = error <= goal
-        # A potential that float32 cannot hold keeps its kernel: it is a solution with no other.
+        # While l is small the kernel stays what it is: to make it again of a potential that is
+        # rounded changes it, by more than the tolerance where epsilon is small.
+        stays = last & (met | (jnp.max(jnp.abs(log)) < _STAYS))
         moved = g + state.epsilon * log
-        grain = jnp.finfo(g.dtype).eps * jnp.max(jnp.abs(moved)) / state.epsilon
-        stays = met & last & (grain > 0.1 * state.tolerance)
         value = jnp.where(stays, g, moved)
         rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / state.epsilon)
         best = jnp.where(last, jnp.minimum(state.best, error), state.best)
@@ -131,7 +132,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
                 met & ~last, jnp.maximum(state.epsilon / _FACTOR, problem.epsilon), state.epsilon
             ),
             error=error,
-            newton=~met & (slow | state.newton),
+            newton=~met & (slow ^ state.newton),
             products=state.products + first.count + second.count,
             best=best,
             idle=jnp.where(last & (error > 0.5 * state.best), state.idle + 1, 0),

@@ -74,6 +74,8 @@ from .transport import (
     GaussianMixture as GaussianMixture,
     LightBridge as LightBridge,
     LightSB as LightSB,
+    LightSBM as LightSBM,
+    MinibatchLightSB as MinibatchLightSB,
     Plan as Plan,
     SchrodingerBridge as SchrodingerBridge,
     Sinkhorn as Sinkhorn,

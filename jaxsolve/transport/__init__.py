@@ -9,6 +9,8 @@ from .gaussian_mixture import (
 )
 from .light_bridge import LightBridge as LightBridge
 from .light_sb import LightSB as LightSB
+from .light_sbm import LightSBM as LightSBM, independent as independent
+from .minibatch import MinibatchLightSB as MinibatchLightSB
 from .mixture import GaussianMixture as GaussianMixture
 from .plan import Plan as Plan
 from .sinkhorn import Sinkhorn as Sinkhorn

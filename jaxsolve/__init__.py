@@ -79,6 +79,7 @@ from .transport import (
     Plan as Plan,
     SchrodingerBridge as SchrodingerBridge,
     Sinkhorn as Sinkhorn,
+    SinkhornNewton as SinkhornNewton,
     gaussian_mixture_benchmark as gaussian_mixture_benchmark,
 )
 

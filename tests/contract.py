@@ -10,6 +10,8 @@ from jaxsolve.testing import CHECKS
 
 _USUAL = "optimality oracle results certificates bad_lanes".split()
 """What `make test` does, in float64: a solve, and the gradients of a batch with bad lanes in it."""
+_FEWER = {"SinkhornNewton": ["optimality", "oracle"]}
+"""Of methods beside another one of the same problem."""
 _FAST = {
     "Newton": "optimality oracle results bad_lanes".split(),
     "LBFGS": ["optimality", "oracle"],
@@ -19,7 +21,7 @@ _FAST = {
 
 def _marks(case, check, dtype):
     name, double = check.__name__, dtype == "float64"
-    if not (double and case in OURS and name in _USUAL):
+    if not (double and case in OURS and name in _FEWER.get(case.name, _USUAL)):
         return [pytest.mark.slow]
     return [pytest.mark.fast] if name in _FAST.get(case.name, ()) else []
 

@@ -135,5 +135,8 @@ def transport(name, solver, tau=None, condition=30.0, **more):
     )
 
 
-TRANSPORT = [transport("Sinkhorn", js.Sinkhorn)]
+TRANSPORT = [
+    transport("Sinkhorn", js.Sinkhorn),
+    transport("SinkhornNewton", js.SinkhornNewton),
+]
 TRANSPORT_VARIANTS = [transport("Sinkhorn-unbalanced", js.Sinkhorn, 0.8, condition=100.0)]

@@ -14,3 +14,4 @@ from .minibatch import MinibatchLightSB as MinibatchLightSB
 from .mixture import GaussianMixture as GaussianMixture
 from .plan import Plan as Plan
 from .sinkhorn import Sinkhorn as Sinkhorn
+from .sinkhorn_newton import SinkhornNewton as SinkhornNewton

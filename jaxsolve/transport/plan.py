@@ -110,9 +110,11 @@ class Plan(eqx.Module):
         a, b = problem.weights
         left, right = jax.random.split(key)
         mass = sums.rows * sums.kernel.rows(b * sums.columns)
-        first = jax.random.categorical(left, _log(jnp.where(a > 0, mass, 0)), shape=(count,))
+        first = jax.random.categorical(left, logarithm(jnp.where(a > 0, mass, 0)), shape=(count,))
         g = self.potential
-        logits = (g - problem.geometry.some(first)) / problem.epsilon + self.remainder + _log(b)
+        logits = (
+            (g - problem.geometry.some(first)) / problem.epsilon + self.remainder + logarithm(b)
+        )
         second = jax.random.categorical(right, logits, axis=1)
         return (second, first) if problem.flipped else (first, second)
 
@@ -139,7 +141,7 @@ class Plan(eqx.Module):
         def along(x: Float[Array, " d"]) -> Float[Array, " d"]:
             pair: Any = (lambda y: cost_fn(y, x)) if flipped else (lambda y: cost_fn(x, y))
             exponent = (g - jax.vmap(pair)(points)) / self.problem.epsilon
-            share = jax.nn.softmax(exponent + _log(weights))
+            share = jax.nn.softmax(exponent + logarithm(weights))
             return jnp.sum(share[:, None] * points, axis=0)
 
         return along
@@ -154,6 +156,6 @@ def _scaled(weights: Array, vector: Array) -> Array:
     return weights.reshape(weights.shape + (1,) * (vector.ndim - 1)) * vector
 
 
-def _log(weights: Array) -> Array:
+def logarithm(weights: Array) -> Array:
     """The logarithm, -inf of 0, with a derivative that is finite."""
     return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), -jnp.inf)

@@ -61,6 +61,12 @@ class WeightPreconditioner(AbstractPreconditioner):
 
     share: Columns
 
+    @classmethod
+    def of(cls, problem: EntropicTransport) -> "WeightPreconditioner":
+        """Of a problem."""
+        _, b = problem.weights
+        return cls(jnp.where(b > 0, b, problem.mass / b.size))
+
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal
         return Point(Potential(at.value / self.share, at.remainder))
@@ -155,5 +161,4 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
     def preconditioner(
         self, problem: EntropicTransport, state: SinkhornState
     ) -> WeightPreconditioner:
-        _, b = problem.weights
-        return WeightPreconditioner(jnp.where(b > 0, b, problem.mass / b.size))
+        return WeightPreconditioner.of(problem)

@@ -41,8 +41,9 @@ class LightBridge(eqx.Module):
 
     Example:
         ```python
-        solution = solve(SchrodingerBridge(x0, x1, epsilon=0.1), LightSB(5))
-        bridge = solution.value
+        keys = jax.random.split(jax.random.key(0))
+        x0, x1 = (jax.random.normal(k, (100, 2)) for k in keys)
+        bridge = solve(SchrodingerBridge(x0, x1 + 3, epsilon=0.1), LightSB(1)).value
         moved = jax.vmap(lambda x: bridge.conditional(x).mean)(x0)
         ```
 

@@ -92,7 +92,8 @@ class Points(AbstractGeometry):
     def kernel(self, g: Columns, live: Bool[Array, " m"], epsilon: Scalar) -> AbstractKernel:
         if self.block is None:
             return Dense(self.costs(self.x)).kernel(g, live, epsilon)
-        fixed = lax.stop_gradient(self)
+        arrays, rest = eqx.partition(self, eqx.is_array)
+        fixed = eqx.combine(lax.stop_gradient(arrays), rest)
 
         def least(x: Array) -> Array:
             return jnp.min(jnp.where(live, fixed.costs(x) - g, jnp.inf), axis=1)

@@ -29,6 +29,11 @@ _FIRST = 0.25
 """Of the spread of the costs: where the scaling of epsilon begins."""
 _STAGE_ERROR = 1e-2
 _PATIENCE = 20
+_RETRY = 4
+_LEAST_STAGE_ERROR = 1e-6
+"""Weight that has to go a long way, between clusters, is found at large epsilons or never: after
+`_RETRY` steps without progress at the last epsilon the scaling begins anew, a hundred times more
+exact, down to this."""
 _STAYS = 5.0
 
 
@@ -38,6 +43,8 @@ class SinkhornState(eqx.Module):
     Attributes:
         at: the potential.
         epsilon: of the stage.
+        first: where its scaling begins.
+        stage_error: what is asked for at larger epsilons.
         error: the part of the weight by which the columns' sums are off, for that epsilon.
         newton: whether the next step is Newton's.
         products: pairs of products with the kernel so far.
@@ -48,6 +55,8 @@ class SinkhornState(eqx.Module):
 
     at: Potential
     epsilon: Scalar
+    first: Scalar
+    stage_error: Scalar
     error: Scalar
     newton: Bool[Array, ""]
     products: Int[Array, ""]
@@ -97,12 +106,15 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         cold = jnp.all(at.value == 0)
         ratio = _FIRST * problem.geometry.spread() / positive(problem.epsilon)
         stages = jnp.ceil(jnp.log(jnp.maximum(ratio, 1)) / math.log(_FACTOR))
-        stages = jnp.where(cold & jnp.isfinite(stages), stages, 0)
+        stages = jnp.where(jnp.isfinite(stages), stages, 0)
+        first = problem.epsilon * _FACTOR**stages
         tolerance = zero if guess.tolerance is None else guess.tolerance.astype(zero.dtype)
         none = jnp.zeros_like(zero, jnp.int32)
         return SinkhornState(
             at=at,
-            epsilon=problem.epsilon * _FACTOR**stages,
+            epsilon=jnp.where(cold, first, problem.epsilon),
+            first=first,
+            stage_error=zero + _STAGE_ERROR,
             error=zero + jnp.inf,
             newton=zero > 0,
             products=none,
@@ -117,7 +129,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         stage = eqx.tree_at(lambda p: p.epsilon, problem, state.epsilon)
         g = state.at.value
         held = Held(stage, problem.geometry.kernel(g, b > 0, state.epsilon), g)
-        goal = jnp.where(last, 0.9 * state.tolerance, _STAGE_ERROR)
+        goal = jnp.where(last, 0.9 * state.tolerance, state.stage_error)
         first = accelerated(held, state.at.remainder, goal, state.newton)
         second = newton(held, state.at.remainder, goal, ~state.newton)
         log = jnp.where(state.newton, second.log, first.log)
@@ -125,23 +137,30 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         slow = jnp.where(state.newton, second.slow, first.slow)
 
         met = error <= goal
+        best = jnp.where(last, jnp.minimum(state.best, error), state.best)
+        idle = jnp.where(last & (error > 0.5 * state.best), state.idle + 1, 0)
+        finer = state.stage_error > _LEAST_STAGE_ERROR
+        anew = (idle >= _RETRY) & ~met & finer & (state.first > problem.epsilon)
+        smaller = jnp.maximum(state.epsilon / _FACTOR, problem.epsilon)
+        epsilon = jnp.where(met & ~last, smaller, state.epsilon)
+        epsilon = jnp.where(anew, state.first, epsilon)
+
         # While l is small the kernel stays what it is: to make it again of a potential that is
         # rounded changes it, by more than the tolerance where epsilon is small.
-        stays = last & (met | (jnp.max(jnp.abs(log)) < _STAYS))
+        stays = last & ~anew & (met | (jnp.max(jnp.abs(log)) < _STAYS))
         moved = g + state.epsilon * log
         value = jnp.where(stays, g, moved)
-        rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / state.epsilon)
-        best = jnp.where(last, jnp.minimum(state.best, error), state.best)
+        rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / epsilon)
         return SinkhornState(
             at=Potential(value, rest),
-            epsilon=jnp.where(
-                met & ~last, jnp.maximum(state.epsilon / _FACTOR, problem.epsilon), state.epsilon
-            ),
+            epsilon=epsilon,
+            first=state.first,
+            stage_error=jnp.where(anew, 1e-2 * state.stage_error, state.stage_error),
             error=error,
-            newton=~met & (slow ^ state.newton),
+            newton=~met & ~anew & (slow ^ state.newton),
             products=state.products + first.count + second.count,
-            best=best,
-            idle=jnp.where(last & (error > 0.5 * state.best), state.idle + 1, 0),
+            best=jnp.where(anew, jnp.inf, best),
+            idle=jnp.where(anew, 0, idle),
             tolerance=state.tolerance,
         )
 

@@ -734,12 +734,18 @@ OURS = [
     quadratic_program("ActiveSet", js.ActiveSet),
     composite("ProximalGradient", js.ProximalGradient),
     quadratic_program("OperatorSplitting", js.OperatorSplitting),
+    cone_program("InteriorPoint-cones", js.InteriorPoint),
     *BRIDGES,
     *TRANSPORT,
-    cone_program("OperatorSplitting-cones", js.OperatorSplitting),
 ]
 
 VARIANTS = [
+    cone_program("OperatorSplitting-cones", js.OperatorSplitting),
+    cone_program(
+        "InteriorPoint-semidefinite",
+        js.InteriorPoint,
+        (js.PositiveSemidefinite(2), js.Nonnegative(2)),
+    ),
     partial_program("ActiveSet-free", js.ActiveSet),
     partial_program("ActiveSet-rows", js.ActiveSet, "G", "h"),
     partial_program("ActiveSet-box", js.ActiveSet, "lower", "upper"),

@@ -21,8 +21,8 @@ from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest, positive
 from . import fields, sparse
-from .certificates import scaled, separation
-from .cones import AbstractCone, Product
+from .certificates import counted, scaled, separation
+from .cones import AbstractCone, AbstractSymmetricCone, Product
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -94,18 +94,18 @@ class ConeProgram(AbstractProblem):
         bent = self.bend(x)
         gradient = bent + self.q
         one = jnp.ones_like(x[0])
-        primal, terms = one, jnp.maximum(jnp.maximum(one, largest(bent)), largest(self.q))
+        primal, terms = one, jnp.maximum(jnp.maximum(one, counted(bent, x)), largest(self.q))
         equality = slack = None
         if self.A is not None and self.b is not None:
             row, push = sparse.apply(self.A, x), sparse.transposed(self.A, dual.equality)
             equality, gradient = row - self.b, gradient + push
-            primal = jnp.maximum(jnp.maximum(primal, largest(row)), largest(self.b))
-            terms = jnp.maximum(terms, largest(push))
+            primal = jnp.maximum(jnp.maximum(primal, counted(row, x)), largest(self.b))
+            terms = jnp.maximum(terms, counted(push, dual.equality))
         if self.G is not None and self.h is not None:
             row, push = sparse.apply(self.G, x), sparse.transposed(self.G, dual.inequality)
             slack, gradient = self.h - row, gradient + push
-            primal = jnp.maximum(jnp.maximum(primal, largest(row)), largest(self.h))
-            terms = jnp.maximum(terms, largest(push))
+            primal = jnp.maximum(jnp.maximum(primal, counted(row, x)), largest(self.h))
+            terms = jnp.maximum(terms, counted(push, dual.inequality))
         return Conditions(gradient, equality, slack, primal, terms)
 
     def optimality(self, point: Point) -> Point:
@@ -119,7 +119,8 @@ class ConeProgram(AbstractProblem):
         """Maximum norms, judged against the size of what was added up to form them.
 
         The primal scale is max(1, |Ax|, |b|, |Gx|, |h|), the dual one max(1, |Px|, |q|, |A'y|,
-        |G'z|). The primal residual is of Ax = b and s - Pi(s). Complementarity is that of slack and
+        |G'z|), where products with x, y or z above 1e6 (1e3 in float32) count no more than at that
+        size. The primal residual is of Ax = b and s - Pi(s). Complementarity is that of slack and
         dual each over its scale; `scale` says what it came to.
         """
         found = self.conditions(point)
@@ -142,9 +143,13 @@ class ConeProgram(AbstractProblem):
         )
 
     def default_solver(self) -> "AbstractSolver":
+        """`InteriorPoint` for arrays and symmetric cones (all but the exponential)."""
+        from .interior_point import InteriorPoint
         from .operator_splitting import OperatorSplitting
 
-        return OperatorSplitting()
+        free = any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G))
+        symmetric = all(isinstance(cone, AbstractSymmetricCone) for cone in self.cones)
+        return OperatorSplitting() if free or not symmetric else InteriorPoint()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
         name = type(self).__name__

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import largest
+from .cone_program import ConeProgram
 from .iterate import Iterate, active_weight, direction, iterate_at, natural_error, unpack
 from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
@@ -71,6 +72,13 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
     """
 
     step_limit: ClassVar[int] = 300
+
+    def for_problem(self, problem: QuadraticProgram | ConeProgram) -> AbstractSolver:
+        if not isinstance(problem, ConeProgram):
+            return self
+        from .cone_interior_point import ConeInteriorPoint
+
+        return ConeInteriorPoint()
 
     def refuse(self, problem: QuadraticProgram) -> None:
         require_dense(self, problem)

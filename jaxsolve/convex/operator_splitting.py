@@ -30,7 +30,7 @@ from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .curvature import is_convex
 from .quadratic_program import QuadraticProgram
-from .splitting_form import Form, form_of
+from .splitting_form import Form, first_level, form_of, row_weights
 from .splitting_systems import AbstractSystem, system_of
 
 RELAXATION = 1.6
@@ -93,9 +93,9 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         zero = jnp.zeros_like(x[0])
         dual = problem.zero_dual() if guess.dual is None else guess.dual
         y = form.gather(dual)
-        unit = _unit(form)
+        unit = row_weights(form)
         found = guess.state
-        level = found.level if isinstance(found, State) else _first_level(form, unit)
+        level = found.level if isinstance(found, State) else first_level(form, unit)
         w = form.apply(x)
         v = w + y / (level * unit)
         error, _ = form.error(x, w, form.bend(x), y)
@@ -115,7 +115,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
 
     def step(self, problem: QuadraticProgram | ConeProgram, state: State) -> State:
         form = form_of(problem)
-        system, unit, fixed = system_of(form), _unit(form), form.fixed()
+        system, unit, fixed = system_of(form), row_weights(form), form.fixed()
         weight = state.level * jnp.where(fixed, STIFF * unit, unit)
         x, v = _iterate(system, weight, state.x, state.v, self.iterations)
         z = form.project(v)
@@ -179,14 +179,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
     def finish(self, problem: QuadraticProgram | ConeProgram, state: State) -> State:
         form = form_of(problem)
         x, y = state.best_x, state.best_y
-        # The multipliers that fit the slacks exactly, if that costs no accuracy.
-        weight = state.level * _unit(form)
-        w, bent = form.apply(x), form.bend(x)
-        v = w + y / weight
-        clean = weight * (v - form.project(v))
-        error, _ = form.error(x, w, bent, clean)
-        exact = 8 * jnp.finfo(x.dtype).eps
-        y = jnp.where(error <= jnp.maximum(state.errors[0], exact), clean, y)
+        y = form.complementary(x, y, state.level * row_weights(form), state.errors[0])
         if not isinstance(problem, ConeProgram) and form.box:
             count = form.low.shape[0] - x.shape[0]
             low, high = form.low[count:], form.high[count:]
@@ -201,25 +194,6 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
 
     def preconditioner(self, problem: QuadraticProgram | ConeProgram, state: State) -> ConeSystem:
         return ConeSystem.of(problem, state.point)
-
-
-def _unit(form: Form) -> Float[Array, " rows"]:
-    """One over the squared size of each row; of a curved cone, one for all of its rows."""
-    size = form.alike(form.squares(1))
-    return 1 / jnp.where(size > 0, size, 1)
-
-
-def _first_level(form: Form, unit: Float[Array, " rows"]) -> Float[Array, ""]:
-    """The mean curvature; without curvature, the size of the multipliers over that of the rows."""
-    one = jnp.ones_like(form.q[0])
-    if form.count == 0:
-        return one
-    sides = [jnp.where(jnp.isfinite(s), s, 0) for s in (form.low, form.high)]
-    sides = jnp.concatenate(sides + ([] if form.h is None else [form.h]))
-    far = jnp.maximum(one, largest(sides))
-    flat = jnp.maximum(largest(form.q), 1e-3) / far
-    bend = jnp.mean(jnp.abs(form.diagonal()))
-    return jnp.where(bend > 0, bend, flat)
 
 
 def _iterate(

@@ -19,6 +19,7 @@ from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest
 from . import fields, sparse
+from .certificates import counted
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SMALL = 10
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions before complementarity, and the terms that were added up."""
+    """The optimality conditions before complementarity, and the sizes of what was added up."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
@@ -106,30 +107,34 @@ class QuadraticProgram(AbstractProblem):
         """The gradient of the Lagrangian, Ax - b and the slacks."""
         x, dual = point.primal, point.dual
         terms = [sparse.symmetric(self.P, x), self.q]
-        sizes, equality = [], None
+        sizes, pushes, equality = [], [counted(terms[0], x), self.q], None
         slack = Dual()
         if self.A is not None and self.b is not None:
             row = sparse.apply(self.A, x)
             equality = row - self.b
             terms.append(sparse.transposed(self.A, dual.equality))
-            sizes += [row, self.b]
+            sizes += [counted(row, x), self.b]
+            pushes.append(counted(terms[-1], dual.equality))
         if self.G is not None and self.h is not None:
             row = sparse.apply(self.G, x)
             slack = Dual(inequality=self.h - row)
             terms.append(sparse.transposed(self.G, dual.inequality))
-            sizes.append(row)
+            sizes.append(counted(row, x))
+            pushes.append(counted(terms[-1], dual.inequality))
         if self.lower is not None:
             slack = eqx.tree_at(lambda d: d.lower, slack, x - self.lower, is_leaf=_none)
             terms.append(-dual.lower)
-            sizes.append(x)
+            sizes.append(counted(x, x))
+            pushes.append(counted(dual.lower, dual.lower))
         if self.upper is not None:
             slack = eqx.tree_at(lambda d: d.upper, slack, self.upper - x, is_leaf=_none)
             terms.append(dual.upper)
-            sizes.append(x)
+            sizes.append(counted(x, x))
+            pushes.append(counted(dual.upper, dual.upper))
         gradient = terms[0]
         for term in terms[1:]:
             gradient = gradient + term
-        return Conditions(gradient, equality, slack, sizes, terms)
+        return Conditions(gradient, equality, slack, sizes, pushes)
 
     def optimality(self, point: Point) -> Point:
         return self._relaxed(point, jnp.minimum)
@@ -165,8 +170,10 @@ class QuadraticProgram(AbstractProblem):
         """Maximum norms, judged against the size of what was added up to form them.
 
         The primal scale is max(1, |Ax|, |b|, |Gx|, |x|), with x where there are bounds; the dual
-        one max(1, |Px|, |q|, |A'y|, |G'z|, |w|). Complementarity is max |min(dual, slack)|; each
-        pair is judged by the scale of the smaller of the two, and `scale` says what that came to.
+        one max(1, |Px|, |q|, |A'y|, |G'z|, |w|), where products with x or multipliers above 1e6
+        (1e3 in float32) count no more than at that size. Complementarity is max |min(dual, slack)|;
+        each pair is judged by the scale of the smaller of the two, and `scale` says what that came
+        to.
         """
         found = self.conditions(point)
         one = jnp.ones_like(point.primal[0])
@@ -284,7 +291,7 @@ class QuadraticProgram(AbstractProblem):
 
 
 def _largest(parts: list[Array], zero: Float[Array, ""]) -> Float[Array, ""]:
-    return largest(jnp.concatenate(parts)) if parts else zero
+    return largest(jnp.concatenate([jnp.ravel(x) for x in parts])) if parts else zero
 
 
 def _none(x: Any) -> bool:

@@ -36,6 +36,10 @@ class RowSlope(AbstractSlope):
             parts.append(self.cones.apply(fn, v[count:]))
         return jnp.concatenate(parts) if parts else v
 
+    def map(self, fn: Spectral) -> "RowSlope":
+        cones = None if self.cones is None else self.cones.map(fn)
+        return RowSlope(fn(self.values), cones)
+
 
 class Form(eqx.Module):
     """The program.
@@ -176,6 +180,22 @@ class Form(eqx.Module):
         gap = largest(w - self.project(w + y * (primal / dual))) / primal
         return jnp.maximum(error, gap), gradient
 
+    def complementary(
+        self,
+        x: Float[Array, " n"],
+        y: Float[Array, " rows"],
+        weight: Float[Array, " rows"],
+        error: Float[Array, ""],
+    ) -> Float[Array, " rows"]:
+        """The multipliers near y that fit the slacks exactly, if that keeps the residual `error`;
+        else y."""
+        w, bent = self.apply(x), self.bend(x)
+        v = w + y / weight
+        exact = weight * (v - self.project(v))
+        found, _ = self.error(x, w, bent, exact)
+        enough = jnp.maximum(error, 8 * jnp.finfo(x.dtype).eps)
+        return jnp.where(found <= enough, exact, y)
+
     def split(self, y: Float[Array, " rows"]) -> Dual:
         """Multipliers by field."""
         parts, at = [], 0
@@ -226,3 +246,22 @@ def form_of(problem: QuadraticProgram | ConeProgram) -> Form:
     kind = (problem.A is not None, problem.G is not None, lower is not None, upper is not None)
     box = lower is not None or upper is not None
     return Form(problem.P, q, tuple(matrices), low, high, h, cone, box, kind)
+
+
+def row_weights(form: Form) -> Float[Array, " rows"]:
+    """One over the squared size of each row; of a curved cone, one for all of its rows."""
+    size = form.alike(form.squares(1))
+    return 1 / jnp.where(size > 0, size, 1)
+
+
+def first_level(form: Form, unit: Float[Array, " rows"]) -> Float[Array, ""]:
+    """The mean curvature; without curvature, the size of the multipliers over that of the rows."""
+    one = jnp.ones_like(form.q[0])
+    if form.count == 0:
+        return one
+    sides = [jnp.where(jnp.isfinite(s), s, 0) for s in (form.low, form.high)]
+    sides = jnp.concatenate(sides + ([] if form.h is None else [form.h]))
+    far = jnp.maximum(one, largest(sides))
+    flat = jnp.maximum(largest(form.q), 1e-3) / far
+    bend = jnp.mean(jnp.abs(form.diagonal()))
+    return jnp.where(bend > 0, bend, flat)

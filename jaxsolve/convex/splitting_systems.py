@@ -75,6 +75,12 @@ class Factored(AbstractSystem):
 
     rows: Float[Array, "r n"]
 
+    @classmethod
+    def of(cls, form: Form) -> "Factored":
+        """Of a form of arrays."""
+        none = jnp.zeros_like(form.q)[None, :][:0]
+        return cls(form, jnp.concatenate(form.matrices) if form.matrices else none)
+
     def gram(self, weight: Float[Array, " rows"]) -> Float[Array, "n n"]:
         """P + M' diag(weight) M."""
         return self._normal(weight, weight[self.rows.shape[0] :], self.rows)
@@ -122,9 +128,8 @@ class NewtonSystem(eqx.Module):
         cut = min(count, rows.shape[0])
         matrix = system._normal(plane, plane[cut:], rows[:cut])
         if slope.cones is not None:
-            curved = rows[count:]
-            each = jax.vmap(lambda v: slope.cones.apply(stiff, v), in_axes=1, out_axes=1)
-            matrix = matrix + matmul(curved.T, weight[count:, None] * each(curved))
+            curved, own = slope.cones.gram(stiff, weight[count:], rows[count:])
+            matrix = matrix + matmul(curved.T, own[:, None] * curved)
         little = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
         matrix = matrix + jnp.diag(little + jnp.zeros_like(form.q))
         return cls(form, slope, weight, soft, lax.linalg.cholesky((matrix + matrix.T) / 2))
@@ -148,14 +153,14 @@ class NewtonSystem(eqx.Module):
         second = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
         return first, second - self.slope.apply(lambda d: d + self.soft * (1 - d), e)
 
-    def refined(self, gradient, gap):
+    def refined(self, gradient, gap, sweeps: int = SWEEPS):
         """dx and dy."""
-        dx, e = self.once(gradient, gap)
-        for _ in range(SWEEPS):
-            first, second = self.product(dx, e)
+        found = self.once(gradient, gap)
+        for _ in range(sweeps):
+            first, second = self.product(*found)
             more = self.once(gradient + first, gap + second)
-            dx, e = dx + more[0], e + more[1]
-        return dx, self.weight * e
+            found = jax.tree.map(jnp.add, found, more)
+        return found[0], self.weight * found[1]
 
 
 class Products(AbstractSystem):
@@ -216,7 +221,4 @@ def symmetric_newton(
 
 def system_of(form: Form) -> AbstractSystem:
     """`Factored` where all matrices are arrays."""
-    if not form.dense:
-        return Products(form)
-    rows = jnp.concatenate(form.matrices) if form.matrices else jnp.zeros_like(form.q)[None, :][:0]
-    return Factored(form, rows)
+    return Factored.of(form) if form.dense else Products(form)

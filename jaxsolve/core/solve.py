@@ -84,6 +84,7 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     prepare = problem.prepare if solver is None else partial(solver.prepare, problem, key=key)
     problem, value = prepare(init)
     solver = as_solver(problem.default_solver() if solver is None else solver)
+    solver = solver.for_problem(problem)
     solver.refuse(problem)
     adjoint = problem.default_adjoint() if adjoint is None else adjoint
     stop = partial(jax.tree.map, jax.lax.stop_gradient)

@@ -43,6 +43,11 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     proves: ClassVar[bool] = False
     """Whether `status` may say `infeasible` or `unbounded`: of other solvers, that is not heard."""
 
+    def for_problem(self, problem: _Problem) -> "AbstractSolver":
+        """The solver that does this one's work for such a problem, where methods of one name
+        differ by the kind of problem; itself otherwise."""
+        return self
+
     def prepare(
         self, problem: AbstractProblem, init: PyTree | None, key: Any = None
     ) -> tuple[AbstractProblem, PyTree[Array]]:

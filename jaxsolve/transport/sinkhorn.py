@@ -45,7 +45,8 @@ class SinkhornState(eqx.Module):
         epsilon: of the stage.
         first: where its scaling begins.
         stage_error: what is asked for at larger epsilons.
-        error: the part of the weight by which the columns' sums are off, for that epsilon.
+        error: the part of the weight by which the columns' sums are off, at the last step.
+        solved: whether that was at the problem's epsilon, and small enough.
         newton: whether the next step is Newton's.
         products: pairs of products with the kernel so far.
         best: the smallest error of the last epsilon.
@@ -58,6 +59,7 @@ class SinkhornState(eqx.Module):
     first: Scalar
     stage_error: Scalar
     error: Scalar
+    solved: Bool[Array, ""]
     newton: Bool[Array, ""]
     products: Int[Array, ""]
     best: Scalar
@@ -116,6 +118,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
             first=first,
             stage_error=zero + _STAGE_ERROR,
             error=zero + jnp.inf,
+            solved=zero > 0,
             newton=zero > 0,
             products=none,
             best=zero + jnp.inf,
@@ -138,7 +141,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
 
         met = error <= goal
         best = jnp.where(last, jnp.minimum(state.best, error), state.best)
-        idle = jnp.where(last & (error > 0.5 * state.best), state.idle + 1, 0)
+        idle = jnp.where(last & (error > 0.9 * state.best), state.idle + 1, 0)
         finer = state.stage_error > _LEAST_STAGE_ERROR
         anew = (idle >= _RETRY) & ~met & finer & (state.first > problem.epsilon)
         smaller = jnp.maximum(state.epsilon / _FACTOR, problem.epsilon)
@@ -157,6 +160,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
             first=state.first,
             stage_error=jnp.where(anew, 1e-2 * state.stage_error, state.stage_error),
             error=error,
+            solved=met & last,
             newton=~met & ~anew & (slow ^ state.newton),
             products=state.products + first.count + second.count,
             best=jnp.where(anew, jnp.inf, best),
@@ -170,9 +174,9 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
     def status(
         self, problem: EntropicTransport, state: SinkhornState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
-        solved = (state.error <= tolerance) & (state.epsilon <= problem.epsilon)
         stalled = state.idle >= _PATIENCE
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        done = state.solved | stalled
+        return done, RESULTS.where(state.solved, RESULTS.successful, RESULTS.stalled)
 
     def point(self, problem: EntropicTransport, state: SinkhornState) -> Point:
         return Point(state.at)

@@ -56,7 +56,8 @@ class SinkhornNewtonState(eqx.Module):
         f, g: the potentials.
         epsilon: for which.
         rows, columns: r and s.
-        error: the sum of what both are off by, over the total weight.
+        error: the sum of what both are off by, over the total weight, at the last step.
+        solved: whether that was at the problem's epsilon, and small enough.
         warm: steps of Sinkhorn so far.
         newton: steps of Newton so far.
         slow: steps of Newton in a row that did not halve the error.
@@ -72,6 +73,7 @@ class SinkhornNewtonState(eqx.Module):
     rows: Rows
     columns: Columns
     error: Scalar
+    solved: Bool[Array, ""]
     warm: Int[Array, ""]
     newton: Int[Array, ""]
     slow: Int[Array, ""]
@@ -144,6 +146,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
             rows=f,
             columns=0 * g,
             error=zero + jnp.inf,
+            solved=zero > 0,
             warm=warm,
             newton=none,
             slow=none,
@@ -197,6 +200,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
             rows=rows,
             columns=columns,
             error=error,
+            solved=met & last,
             warm=state.warm + cold.astype(state.warm.dtype),
             newton=state.newton + (~cold).astype(state.newton.dtype),
             slow=jnp.where(dense & ~state.dense, 0, slow),
@@ -297,9 +301,9 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
     def status(
         self, problem: EntropicTransport, state: SinkhornNewtonState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
-        solved = (state.error <= tolerance) & (state.epsilon <= problem.epsilon)
         stalled = state.idle >= _PATIENCE
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        done = state.solved | stalled
+        return done, RESULTS.where(state.solved, RESULTS.successful, RESULTS.stalled)
 
     def point(self, problem: EntropicTransport, state: SinkhornNewtonState) -> Point:
         return Point(Potential(state.g, 0 * state.g))

@@ -244,3 +244,13 @@ def test_sharded_rows_stay_on_their_devices(auto_mesh):
     text = solve.lower(jax.device_put(costs, rows)).compile().as_text()
     assert "all-reduce" in text and "f32[8,32]" in text
     np.testing.assert_allclose(solve(jax.device_put(costs, rows)), solve(costs), rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [js.Sinkhorn(), js.SinkhornNewton()], ids=["plain", "newton"])
+def test_a_loose_tolerance_is_not_met_by_a_larger_epsilon(x64, solver):
+    x, y, a, b = drawn()
+    problem = js.EntropicTransport(squares(x, y), a, b, epsilon=1e-4)
+    solution = js.solve(problem, solver, tolerance=2e-2, throw=False)
+    assert bool(solution.success)
+    sums = np.asarray(solution.value.matrix).sum(0)
+    assert np.abs(sums - b).sum() <= 2e-2

@@ -1,6 +1,10 @@
 """Convex cones: their projections, and the derivatives of these."""
 
-from .cone import AbstractCone as AbstractCone, AbstractSlope as AbstractSlope
+from .cone import (
+    AbstractCone as AbstractCone,
+    AbstractSlope as AbstractSlope,
+    AbstractSymmetricCone as AbstractSymmetricCone,
+)
 from .exponential import Exponential as Exponential
 from .linear import Nonnegative as Nonnegative, Zero as Zero
 from .positive_semidefinite import PositiveSemidefinite as PositiveSemidefinite

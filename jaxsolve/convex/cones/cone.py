@@ -10,8 +10,10 @@ Pi is the gradient of a convex function, so where it has a derivative, D(v) is s
 
 import abc
 from collections.abc import Callable
+from typing import Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +27,26 @@ class AbstractSlope(eqx.Module):
     @abc.abstractmethod
     def apply(self, fn: Spectral, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """fn(D) v; at ties the eigenvalue of D is between its two limits."""
+
+    @abc.abstractmethod
+    def map(self, fn: Spectral) -> Self:
+        """fn(D)."""
+
+    def gram(
+        self, fn: Spectral, weight: Float[Array, " rows"], matrix: Float[Array, "rows n"]
+    ) -> tuple[Float[Array, "r n"], Float[Array, " r"]]:
+        """R and w with R' diag(w) R = M' diag(weight) fn(D) M; one weight a cone, fn >= 0."""
+        half = jax.vmap(lambda v: self.apply(lambda d: jnp.sqrt(fn(d)), v), 1, 1)(matrix)
+        return half, weight
+
+
+class AbstractSpectrum(AbstractSlope):
+    """A slope with its eigenvalues in one array."""
+
+    values: eqx.AbstractVar[Array]
+
+    def map(self, fn: Spectral) -> Self:
+        return eqx.tree_at(lambda s: s.values, self, fn(self.values))
 
 
 class AbstractCone(eqx.Module):
@@ -48,6 +70,44 @@ class AbstractCone(eqx.Module):
         return v + self.project(-v)
 
 
+class AbstractSymmetricCone(AbstractCone):
+    """A cone that is its own dual and has a Jordan product, whose squares it consists of; or {0},
+    without eigenvalues, whose W is 0.
+
+    For s and z inside, the scaling of Nesterov and Todd (1997) is the one symmetric W of the cone's
+    automorphisms with Wz = W^-1 s. Like the slopes of projections it is a spectral operator.
+    """
+
+    @property
+    @abc.abstractmethod
+    def degree(self) -> int:
+        """e'e of the identity e: complementarity on the central path is s'z over it."""
+
+    @abc.abstractmethod
+    def identity(self, like: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """The vector whose eigenvalues are all 1."""
+
+    @abc.abstractmethod
+    def depth(self, v: Float[Array, " rows"]) -> Float[Array, ""]:
+        """The smallest eigenvalue of v: how far inside it is."""
+
+    @abc.abstractmethod
+    def scaling(self, s: Float[Array, " rows"], z: Float[Array, " rows"]) -> AbstractSlope:
+        """W^-2."""
+
+    @abc.abstractmethod
+    def product(self, u: Float[Array, " rows"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """The Jordan product u o v."""
+
+    @abc.abstractmethod
+    def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """The v with u o v = d, u inside."""
+
+    @abc.abstractmethod
+    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+        """The largest t <= 2 for which v + t d is in the cone, v inside."""
+
+
 class AbstractVectors(AbstractCone):
     """A cone of plain vectors: `n` rows."""
 
@@ -68,3 +128,9 @@ def divided_difference(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[
     size = jnp.abs(a) + jnp.abs(b)
     none = size == 0
     return jnp.where(none, 0.5, (1 + (a + b) / jnp.where(none, 1, size)) / 2)
+
+
+def first_zero(v: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The t at which v + t d falls to 0, at most 2; v > 0."""
+    falling = d < 0
+    return jnp.minimum(jnp.where(falling, -v / jnp.where(falling, d, -1), 2), 2)

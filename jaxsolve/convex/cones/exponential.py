@@ -20,12 +20,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ...core.vectors import largest, matmul
-from .cone import AbstractCone, AbstractSlope, Spectral
+from .cone import AbstractCone, AbstractSpectrum, Spectral
 
 _STEPS = 20
 
 
-class Eigen(AbstractSlope):
+class Eigen(AbstractSpectrum):
     """The derivative by its eigenvectors."""
 
     vectors: Float[Array, "3 3"]

@@ -7,6 +7,8 @@ sqrt(2), so that svec(X)'svec(Y) is the trace of XY. This is the order of Clarab
 The projection is (X + |X|)/2, and the derivative of |X| the solution Y of |X| Y + Y |X| = X dX +
 dX X: of an equation that is regular at repeated eigenvalues, where those of the eigenvectors are
 not. The derivatives of Y follow from the equation again, so that every order is safe.
+
+The scaling of S and Z is W^2 X = TXT with TZT = S, the geometric mean of S and Z^-1.
 """
 
 import equinox as eqx
@@ -16,12 +18,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...core.vectors import matmul
-from .cone import AbstractCone, AbstractSlope, Spectral, divided_difference
+from ...core.vectors import identity, matmul
+from .cone import AbstractSpectrum, AbstractSymmetricCone, Spectral, divided_difference, first_zero
 
 
-class Eigenframe(AbstractSlope):
-    """Divided differences in the basis of the eigenvectors."""
+class Eigenframe(AbstractSpectrum):
+    """Factors of the entries in the basis of eigenvectors."""
 
     vectors: Float[Array, "n n"]
     values: Float[Array, "n n"]
@@ -33,7 +35,7 @@ class Eigenframe(AbstractSlope):
         return self.cone.svec(back)
 
 
-class PositiveSemidefinite(AbstractCone):
+class PositiveSemidefinite(AbstractSymmetricCone):
     """{svec(X) : X symmetric, positive semidefinite}, its own dual.
 
     Args:
@@ -80,6 +82,37 @@ class PositiveSemidefinite(AbstractCone):
     def slope(self, v: Float[Array, " rows"]) -> Eigenframe:
         values, vectors = jnp.linalg.eigh(self.smat(v), symmetrize_input=False)
         return Eigenframe(vectors, divided_difference(values[:, None], values[None, :]), self)
+
+    @property
+    def degree(self) -> int:
+        return self.n
+
+    def identity(self, like: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self.svec(identity(jnp.zeros_like(like[: self.n])))
+
+    def depth(self, v: Float[Array, " rows"]) -> Float[Array, ""]:
+        return jnp.linalg.eigvalsh(self.smat(v), symmetrize_input=False)[0]
+
+    def scaling(self, s: Float[Array, " rows"], z: Float[Array, " rows"]) -> Eigenframe:
+        root = lax.linalg.cholesky(self.smat(s))
+        inner = matmul(root.T, matmul(self.smat(z), root))
+        values, vectors = jnp.linalg.eigh((inner + inner.T) / 2, symmetrize_input=False)
+        half = matmul(root, vectors * values**-0.25)
+        values, vectors = jnp.linalg.eigh(matmul(half, half.T), symmetrize_input=False)
+        return Eigenframe(vectors, 1 / (values[:, None] * values[None, :]), self)
+
+    def product(self, u: Float[Array, " rows"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self.svec(matmul(self.smat(u), self.smat(v)))
+
+    def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self.svec(lyapunov(self.smat(u), 2 * self.smat(d)))
+
+    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+        root = lax.linalg.cholesky(self.smat(v))
+        half = lax.linalg.triangular_solve(root, self.smat(d), left_side=True, lower=True)
+        turned = lax.linalg.triangular_solve(root, half.T, left_side=True, lower=True)
+        least = jnp.linalg.eigvalsh((turned + turned.T) / 2, symmetrize_input=False)[0]
+        return first_zero(jnp.ones_like(least), least)
 
 
 def lyapunov(matrix: Float[Array, "n n"], right: Float[Array, "n n"]) -> Float[Array, "n n"]:

@@ -1,12 +1,14 @@
 """Products of cones: vectors are the cones' own, one after the other."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .cone import AbstractCone, AbstractSlope, Spectral
+from .cone import AbstractCone, AbstractSlope, AbstractSymmetricCone, Spectral
 
 
 class Slopes(AbstractSlope):
@@ -19,14 +21,25 @@ class Slopes(AbstractSlope):
         out = []
         for slope, piece in zip(self.parts, self.cones.split(v), strict=True):
             out.append(jax.vmap(lambda s, x: s.apply(fn, x))(slope, piece).ravel())
-        return jnp.concatenate(out)
+        return _joined(out, v)
+
+    def gram(self, fn, weight, matrix):
+        pieces = zip(self.parts, self.cones.split(weight), self.cones.split(matrix), strict=True)
+        found = [jax.vmap(lambda s, w, m: s.gram(fn, w, m))(*piece) for piece in pieces]
+        rows = [r.reshape(-1, matrix.shape[1]) for r, _ in found]
+        return _joined(rows, matrix), _joined([w.ravel() for _, w in found], weight)
+
+    def map(self, fn: Spectral) -> "Slopes":
+        return Slopes(tuple(part.map(fn) for part in self.parts), self.cones)
 
 
-class Product(AbstractCone):
+class Product(AbstractSymmetricCone):
     """The product of cones; neighbours that are equal are one batch.
 
+    It is symmetric where all of them are.
+
     Args:
-        cones: at least one.
+        cones: any number; without any it is the cone of no rows.
     """
 
     cones: tuple[AbstractCone, ...]
@@ -46,11 +59,12 @@ class Product(AbstractCone):
                 out.append((cone, 1))
         return out
 
-    def split(self, v: Float[Array, " rows"]) -> list[Float[Array, "count own"]]:
-        """The parts of v, one a run."""
+    def split(self, v: Float[Array, "rows ..."]) -> list[Float[Array, "count own ..."]]:
+        """The parts of v, or of the rows of a matrix, one a run."""
         out, at = [], 0
         for cone, count in self.runs:
-            out.append(v[at : at + count * cone.rows].reshape(count, cone.rows))
+            piece = v[at : at + count * cone.rows]
+            out.append(piece.reshape(count, cone.rows, *v.shape[1:]))
             at += count * cone.rows
         return out
 
@@ -62,9 +76,51 @@ class Product(AbstractCone):
         return jnp.concatenate(parts)
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        pairs = zip(self.runs, self.split(v), strict=True)
-        return jnp.concatenate([jax.vmap(cone.project)(x).ravel() for (cone, _), x in pairs])
+        return self._rowwise(lambda cone, x: cone.project(x), v)
 
     def slope(self, v: Float[Array, " rows"]) -> Slopes:
-        pairs = zip(self.runs, self.split(v), strict=True)
-        return Slopes(tuple(jax.vmap(cone.slope)(x) for (cone, _), x in pairs), self)
+        return Slopes(tuple(self._mapped(lambda cone, x: cone.slope(x), v)), self)
+
+    @property
+    def degree(self) -> int:
+        return sum(_symmetric(cone).degree for cone in self.cones)
+
+    def identity(self, like: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self._rowwise(lambda cone, x: _symmetric(cone).identity(x), like)
+
+    def depth(self, v: Float[Array, " rows"]) -> Float[Array, ""]:
+        depths = self._mapped(lambda cone, x: _symmetric(cone).depth(x), v)
+        return jnp.min(_joined(depths, v), initial=jnp.inf)
+
+    def scaling(self, s: Float[Array, " rows"], z: Float[Array, " rows"]) -> Slopes:
+        parts = self._mapped(lambda cone, *x: _symmetric(cone).scaling(*x), s, z)
+        return Slopes(tuple(parts), self)
+
+    def product(self, u: Float[Array, " rows"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self._rowwise(lambda cone, *x: _symmetric(cone).product(*x), u, v)
+
+    def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return self._rowwise(lambda cone, *x: _symmetric(cone).quotient(*x), u, d)
+
+    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+        lengths = self._mapped(lambda cone, *x: _symmetric(cone).reach(*x), v, d)
+        return jnp.min(_joined(lengths, v), initial=2)
+
+    def _mapped(self, fn: Callable[..., Any], *vectors: Array) -> list[Any]:
+        """fn(cone, *parts), batched over each run."""
+        pieces = zip(self.runs, *(self.split(v) for v in vectors), strict=True)
+        return [jax.vmap(partial(fn, cone))(*parts) for (cone, _), *parts in pieces]
+
+    def _rowwise(self, fn: Callable[..., Any], *vectors: Array) -> Float[Array, " rows"]:
+        return _joined([x.ravel() for x in self._mapped(fn, *vectors)], vectors[0])
+
+
+def _symmetric(cone: AbstractCone) -> AbstractSymmetricCone:
+    if not isinstance(cone, AbstractSymmetricCone):
+        raise TypeError(f"{type(cone).__name__} is not a symmetric cone.")
+    return cone
+
+
+def _joined(parts: list[Array], like: Array) -> Array:
+    """The parts in one array; without parts, `like`, which is empty."""
+    return jnp.concatenate(parts) if parts else like

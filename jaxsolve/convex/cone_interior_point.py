@@ -1,0 +1,313 @@
+"""Primal-dual interior point for programs with symmetric cones.
+
+With all rows in one, Kx + s = e, s in a product of cones (s = 0 on equalities), the homogeneous
+embedding asks for x, z, s in the cone and tau, kappa >= 0 with
+
+    Px + K'z + q tau = 0,   Kx + s - e tau = 0,   x'Px/tau + q'x + e'z + kappa = 0.
+
+It always has a solution with s'z + tau kappa = 0. Where tau > 0, x/tau solves the program; where
+kappa > 0, z proves it infeasible or x unbounded. Complementarity is linearised in the scaling W of
+Nesterov and Todd, in which s and z are the same vector l = Wz = W^-1 s:
+
+    l o (W^-1 ds + W dz) = r   <=>   D dz = (I - D) (-ds) + D W^-1 (l \\ r),   D = (I + W^-2)^-1,
+
+D being for the iterate what the derivative of the projection on the cone is for a solution. So the
+predictor, the corrector and a Newton step on the natural residual s - Pi(s - z) are solves with one
+system that differ in D alone, and the last ones of a solve are Newton's.
+
+Nesterov and Todd (1997); Andersen, Roos and Terlaky (2003); Goulart and Chen (2024).
+"""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..core.checks import check_kind
+from ..core.solution import RESULTS, Guess, Point
+from ..core.solver import AbstractSolver
+from ..core.vectors import dot, largest, positive
+from . import sparse
+from .cone_program import ConeProgram
+from .cone_system import ConeSystem
+from .cones import AbstractSymmetricCone, Product, Zero
+from .cones.cone import first_zero
+from .curvature import is_convex
+from .interior_point import UNKNOWN, less
+from .splitting_form import Form, RowSlope, first_level, form_of, row_weights
+from .splitting_systems import Factored, NewtonSystem
+
+START, INTERIOR, POLISH = 0, 1, 2
+TRIES, STEPS, PATIENCE = 4, 100, 25
+"""Newton steps in a row; steps in all, and steps without the residual falling to a half."""
+OPEN, INFEASIBLE, UNBOUNDED = 0, 1, 2
+
+
+class Ray(eqx.Module):
+    """A point of the embedding."""
+
+    x: Float[Array, " n"]
+    z: Float[Array, " m"]
+    s: Float[Array, " m"]
+    tau: Float[Array, ""]
+    kappa: Float[Array, ""]
+
+
+class State(eqx.Module):
+    """What a lane carries.
+
+    Attributes:
+        ray: the iterate.
+        trial_x, trial_z: the point of Newton's method.
+        levels: the natural residuals of the two, the accuracy at which Newton's method is tried,
+            the residual to be halved.
+        counts: mode, Newton steps in a row, steps, steps without progress, what is proved.
+        convex: whether P has a factor.
+        point: the answer by field, the certificate where there is one.
+    """
+
+    ray: Ray
+    trial_x: Float[Array, " n"]
+    trial_z: Float[Array, " m"]
+    levels: Float[Array, "4"]
+    counts: Int[Array, "5"]
+    convex: Bool[Array, ""]
+    point: Point
+
+
+class ConeInteriorPoint(AbstractSolver[ConeProgram]):
+    """Predictor-corrector on the homogeneous embedding, ended by Newton's method.
+
+    What `InteriorPoint` is for a `ConeProgram`: dense, of symmetric cones, with or without a
+    solution.
+    """
+
+    step_limit: ClassVar[int] = 200
+    proves: ClassVar[bool] = True
+
+    def refuse(self, problem: ConeProgram) -> None:
+        check_kind(self, problem, ConeProgram)
+        for i, cone in enumerate(problem.cones):
+            if not isinstance(cone, AbstractSymmetricCone):
+                raise TypeError(
+                    f"InteriorPoint takes Zero, Nonnegative, SecondOrder and PositiveSemidefinite "
+                    f"cones, but `cones[{i}]` is {type(cone).__name__}: use OperatorSplitting."
+                )
+        for field in ("P", "A", "G"):
+            if sparse.is_matrix_free(getattr(problem, field)):
+                kind = type(getattr(problem, field)).__name__
+                raise TypeError(
+                    f"InteriorPoint factors its matrices, but `{field}` is a {kind}: give an "
+                    "array, or use OperatorSplitting."
+                )
+
+    def init(self, problem: ConeProgram, guess: Guess) -> State:
+        form, cone, h = _form(problem)
+        x, one = guess.primal, jnp.ones_like(form.q[0])
+        dual = problem.zero_dual() if guess.dual is None else guess.dual
+        z, none = form.gather(dual), cone.identity(h)
+        error, _ = form.error(x, form.apply(x), form.bend(x), z)
+        aim = one * (1e-3 if one.dtype == jnp.float64 else 1e-2)
+        # From a guess with multipliers Newton's method starts at once.
+        mode = START if guess.dual is None else POLISH
+        count = jnp.zeros_like(one, dtype=jnp.int32)
+        return State(
+            ray=Ray(0 * x, none, none, one, one),
+            trial_x=x,
+            trial_z=z,
+            levels=jnp.stack([one * UNKNOWN, error, aim, one * UNKNOWN]),
+            counts=jnp.stack([count + mode, count, count, count, count]),
+            convex=is_convex(problem.P, problem.A),
+            point=Point(x, dual),
+        )
+
+    def step(self, problem: ConeProgram, state: State) -> State:
+        form, cone, h = _form(problem)
+        q, weight = form.q, _weight(form)
+        mode, tries, steps, slow, proved = state.counts
+        ray_error, trial_error, aim, mark = state.levels
+        start, polish, old = mode == START, mode == POLISH, state.ray
+        root, free = jnp.sqrt(weight), ~form.fixed()
+
+        # D of the iterate, of Newton's point, or (I + I)^-1.
+        scaling = cone.scaling(root * old.s, old.z / root)
+        row = form.apply(state.trial_x)
+        v = row + state.trial_z / weight
+        inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
+        slope = jax.tree.map(
+            lambda a, b: jnp.where(polish, a, b), cone.slope(h - v), inner, is_leaf=eqx.is_array
+        )
+        newton = NewtonSystem.of(
+            Factored.of(form), RowSlope(weight[:0], slope), weight, 0 * old.tau
+        )
+
+        def solve(gradient, gap, other):
+            """Px + K'z = -gradient, D z/w = (I - D) (Kx + gap) + other."""
+            bent = slope.apply(lambda d: 1 - d, gap)
+            # In float32 more is put on the diagonals, and left to take away.
+            return newton.refined(gradient, bent + other, 1 if q.dtype == jnp.float64 else 2)
+
+        # The response to tau, and the predictor or Newton's step.
+        bent, row = form.bend(old.x), form.apply(old.x)
+        curved = dot(old.x, bent) / old.tau**2
+        r_x = bent + form.transposed(old.z) + q * old.tau
+        r_z = row + old.s - h * old.tau
+        r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
+        gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
+        gap = form.apply(state.trial_x) - form.project(v)
+        (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
+            jnp.stack([q, jnp.where(polish, gradient, r_x)]),
+            jnp.stack([-h, jnp.where(polish, 0, r_z)]),
+            jnp.stack([0 * h, jnp.where(polish, gap, -slope.apply(_itself, old.z) / weight)]),
+        )
+        along = q + 2 * bent / old.tau
+        bottom = dot(along, w_x) + dot(h, w_z) - curved - old.kappa / old.tau
+        bottom = jnp.where(bottom < 0, bottom, -1)
+
+        def step(u_x, u_z, own, r_k) -> Ray:
+            top = -own * r_t - r_k / old.tau - dot(along, u_x) - dot(h, u_z)
+            tau = top / bottom
+            x, z = u_x + tau * w_x, u_z + tau * w_z
+            s = jnp.where(free, h * tau - own * r_z - form.apply(x), 0)
+            return Ray(x, z, s, tau, (r_k - old.kappa * tau) / old.tau)
+
+        def reach(d: Ray) -> Float[Array, ""]:
+            ends = first_zero(jnp.stack([old.tau, old.kappa]), jnp.stack([d.tau, d.kappa]))
+            far = jax.vmap(cone.reach)(jnp.stack([old.s, old.z]), jnp.stack([d.s, d.z]))
+            return jnp.min(jnp.concatenate([far, ends]))
+
+        # The corrector.
+        ahead = step(p_x, p_z, 1, -old.tau * old.kappa)
+        mu = (dot(old.s, old.z) + old.tau * old.kappa) / (cone.degree + 1)
+        centring = (1 - jnp.minimum(reach(ahead), 1)) ** 3
+        level = scaling.apply(_root, root * old.s)
+        second = cone.product(
+            scaling.apply(_root, root * ahead.s), scaling.apply(_inverse_root, ahead.z / root)
+        )
+        second = cone.quotient(level, centring * mu * cone.identity(h) - second)
+        centre = scaling.apply(_root, second) - old.z / root
+        own = 1 - centring
+        c_x, c_z = solve(own * r_x, own * r_z, slope.apply(_itself, centre) / root)
+        ends = centring * mu - ahead.tau * ahead.kappa - old.tau * old.kappa
+        d = step(c_x, c_z, own, ends)
+        length = jnp.minimum(0.99 * reach(d), 1)
+        moved = jax.tree.map(lambda a, b: a + length * b, old, d)
+        first = _first(cone, root, w_x, w_z, free)
+        moved = jax.tree.map(lambda a, b: jnp.where(start, a, b), first, moved)
+        size = jnp.maximum(moved.tau, moved.kappa)
+        moved = jax.tree.map(lambda a: a / size, moved)
+
+        # The point x/tau, or Newton's, and what to do next.
+        x = jnp.where(polish, state.trial_x + p_x, moved.x / moved.tau)
+        z = jnp.where(polish, state.trial_z + p_z, moved.z / moved.tau)
+        error, _ = form.error(x, form.apply(x), form.bend(x), z)
+        lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
+        gained = polish & (error < 0.5 * trial_error)
+        near = ~polish & (error <= aim)
+        goes = jnp.where((gained & (tries + 1 < TRIES)) | near, POLISH, INTERIOR)
+        ray_error = jnp.where(polish | lost, ray_error, error)
+        trial_error = jnp.where(gained | near, error, trial_error)
+        best = jnp.minimum(ray_error, trial_error)
+        fell = (best <= mark / 2) | (moved.tau < 1e-3)
+        aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
+        takes = ~polish & ~lost
+        ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
+        proved, point = _certificate(problem, form, cone, ray)
+        slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
+        counts = [goes, jnp.where(polish, tries + 1, 0), steps + 1, slow, proved]
+        return State(
+            ray=ray,
+            trial_x=jnp.where(gained | near, x, state.trial_x),
+            trial_z=jnp.where(gained | near, z, state.trial_z),
+            levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark)]),
+            counts=jnp.stack([c.astype(jnp.int32) for c in counts]),
+            convex=state.convex,
+            point=point,
+        )
+
+    def measure(self, problem: ConeProgram, state: State) -> Float[Array, ""]:
+        return jnp.minimum(state.levels[0], state.levels[1])
+
+    def status(self, problem, state, tolerance):
+        _, _, steps, slow, proved = state.counts
+        solved = self.measure(problem, state) <= tolerance
+        stalled = (slow >= PATIENCE) | (steps >= STEPS)
+        result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
+        result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)
+        result = RESULTS.where(solved, RESULTS.successful, result)
+        result = RESULTS.where(state.convex, result, RESULTS.nonconvex)
+        return solved | stalled | (proved != OPEN) | ~state.convex, result
+
+    def finish(self, problem: ConeProgram, state: State) -> State:
+        form, ray = _form(problem)[0], state.ray
+        newton = state.levels[1] <= state.levels[0]
+        x = jnp.where(newton, state.trial_x, ray.x / positive(ray.tau))
+        z = jnp.where(newton, state.trial_z, ray.z / positive(ray.tau))
+        z = form.complementary(x, z, _weight(form), self.measure(problem, state))
+        proved = state.counts[4] != OPEN
+        found = Point(x, form.split(z))
+        point = jax.tree.map(lambda p, f: jnp.where(proved, p, f), state.point, found)
+        return eqx.tree_at(lambda s: s.point, state, point)
+
+    def point(self, problem: ConeProgram, state: State) -> Point:
+        return state.point
+
+    def preconditioner(self, problem: ConeProgram, state: State) -> ConeSystem:
+        return ConeSystem.of(problem, state.point)
+
+
+def _form(problem: ConeProgram) -> tuple[Form, Product, Float[Array, " m"]]:
+    """The program with all rows in one product of cones: the form, the product and the side."""
+    form = form_of(problem)
+    cones = problem.cones if form.low.size == 0 else (Zero(form.low.size), *problem.cones)
+    h = form.low if form.h is None else jnp.concatenate([form.low, form.h])
+    none = form.low[:0]
+    cone = Product(cones)
+    return Form(form.P, form.q, form.matrices, none, none, h, cone, False, form.kind), cone, h
+
+
+def _weight(form: Form) -> Float[Array, " m"]:
+    """What a slack is multiplied with to be comparable with a multiplier."""
+    unit = row_weights(form)
+    return first_level(form, unit) * unit
+
+
+def _first(cone: Product, root, x, z, free) -> Ray:
+    """The least-squares start, with s and z shifted into the cone."""
+    z = z / root
+    own = jnp.where(free, z, 0)
+
+    def shifted(v):
+        depth = cone.depth(v)
+        return v + jnp.where(depth < 1, 1 - depth, 0) * cone.identity(v)
+
+    s, own = shifted(-own) / root, jnp.where(free, shifted(own), z) * root
+    one = jnp.ones_like(x[0])
+    return Ray(x, own, jnp.where(free, s, 0), one, one)
+
+
+def _certificate(
+    problem: ConeProgram, form: Form, cone: Product, ray: Ray
+) -> tuple[Int[Array, ""], Point]:
+    """Whether the iterate proves something, and the proof."""
+    z = jnp.where(form.fixed(), ray.z, cone.project_dual(ray.z))
+    point = Point(ray.x / positive(largest(ray.x)), form.split(z / positive(largest(z))))
+    infeasible = problem.certificate(point, RESULTS.infeasible)
+    unbounded = problem.certificate(point, RESULTS.unbounded)
+    proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
+    return proved, point
+
+
+def _itself(d: Array) -> Array:
+    return d
+
+
+def _root(w: Array) -> Array:
+    """Of W^-2 to W^-1; 0 on equalities."""
+    return jnp.where(jnp.isfinite(w), jnp.sqrt(w), 0)
+
+
+def _inverse_root(w: Array) -> Array:
+    return 1 / jnp.sqrt(w)

@@ -770,6 +770,10 @@ VARIANTS = [
 ]
 """Further problems of our solvers."""
 
+APPROXIMATE = {"LightSBM", "MinibatchLightSB"}
+"""Stochastic methods, which end at a budget: there is no stationary point for the contract to hold
+them to. Tested against exact fits in transport/test_minibatch.py."""
+
 _PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"
 _MESH = "optimistix's, optax's and jaxopt's loops fail inside shard_map in the versions installed"
 _STATE = "it keeps no state of ours between solves"

@@ -265,7 +265,8 @@ def _form(problem: ConeProgram) -> tuple[Form, Product, Float[Array, " m"]]:
     h = form.low if form.h is None else jnp.concatenate([form.low, form.h])
     none = form.low[:0]
     cone = Product(cones)
-    return Form(form.P, form.q, form.matrices, none, none, h, cone, False, form.kind), cone, h
+    shifted = cone if cones else None
+    return Form(form.P, form.q, form.matrices, none, none, h, shifted, False, form.kind), cone, h
 
 
 def _weight(form: Form) -> Float[Array, " m"]:

@@ -224,7 +224,7 @@ class ConeProgram(AbstractProblem):
     def statement(self) -> Statement:
         raise TypeError(
             "ConeProgram cannot be given to a foreign solver: its constraints are not functions "
-            "that are at most 0. Use OperatorSplitting()."
+            "that are at most 0. Use InteriorPoint() or OperatorSplitting()."
         )
 
     def describe(self) -> list[str]:

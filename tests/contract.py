@@ -8,8 +8,10 @@ from cases import CASES, OURS
 
 from jaxsolve.testing import CHECKS
 
-_USUAL = "optimality oracle results certificates bad_lanes".split()
-"""What `make test` does, in float64: a solve, and the gradients of a batch with bad lanes in it."""
+_USUAL = "optimality oracle results certificates".split()
+"""What `make test` does, in float64."""
+_LANES = {"Newton", "LBFGS", "TrustRegionNewton", "LevenbergMarquardt-Gram", "Anderson", "Sinkhorn"}
+"""Of these also the gradients of a batch with bad lanes in it; of the others that takes a minute."""
 _FEWER = {"SinkhornNewton": ["optimality", "oracle"]}
 """Of methods beside another one of the same problem."""
 _FAST = {
@@ -21,7 +23,8 @@ _FAST = {
 
 def _marks(case, check, dtype):
     name, double = check.__name__, dtype == "float64"
-    if not (double and case in OURS and name in _FEWER.get(case.name, _USUAL)):
+    usual = _FEWER.get(case.name, _USUAL) + ["bad_lanes"] * (case.name in _LANES)
+    if not (double and case in OURS and name in usual):
         return [pytest.mark.slow]
     return [pytest.mark.fast] if name in _FAST.get(case.name, ()) else []
 

@@ -116,12 +116,15 @@ def with_code(path: Path) -> bool:
 
 
 FAST = {"README.md"}
+SLOW = {"derivatives.md", "layers.md"}
 
 
 def pages() -> list:
     found = [p for p in PAGES if with_code(p)]
-    marks = {p: [pytest.mark.fast] if p.name in FAST else [] for p in found}
-    return [pytest.param(p, marks=marks[p], id=str(p.relative_to(ROOT))) for p in found]
+    marks = dict.fromkeys(FAST, pytest.mark.fast) | dict.fromkeys(SLOW, pytest.mark.slow)
+    return [
+        pytest.param(p, marks=marks.get(p.name, ()), id=str(p.relative_to(ROOT))) for p in found
+    ]
 
 
 @pytest.mark.parametrize("path", pages())

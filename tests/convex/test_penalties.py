@@ -249,6 +249,7 @@ def test_the_indicator_projects(x64):
         js.prox(penalties.Indicator(1.0), z)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_nothing_is_least_on_an_empty_set(x64):
     """The end of a projection that failed is no element to minimise on."""
     nothing = sets.Polyhedron(G=jnp.ones((1, 3)), h=jnp.array([-1.0]), lower=0.0)

@@ -69,6 +69,7 @@ def test_multipliers_of_a_point_are_those_of_the_solution(x64):
         assert programs.residual(data, expected, parts) <= 1e-5
 
 
+@pytest.mark.slow
 def test_two_sided_rows_become_equalities_and_inequalities(x64):
     A = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
     l, u = jnp.array([0.1, -jnp.inf, -1.0, -jnp.inf]), jnp.array([0.1, 0.2, 1.0, jnp.inf])

@@ -52,9 +52,17 @@ SOLVERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "kind, solver, steps", SOLVERS, ids=[f"{type(s).__name__}-{kind}" for kind, s, _ in SOLVERS]
-)
+QUICK = ("Newton-root", "InteriorPoint-equalities")
+
+
+def unrolled():
+    for kind, solver, steps in SOLVERS:
+        name = f"{type(solver).__name__}-{kind}"
+        marks = () if name in QUICK else pytest.mark.slow
+        yield pytest.param(kind, solver, steps, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("kind, solver, steps", unrolled())
 def test_unrolled_value_and_derivative_are_those_of_the_solution(kind, solver, steps, x64):
     def solution(a, adjoint=None):
         init = None if kind in ("program", "equalities") else jnp.full_like(a, 0.1)

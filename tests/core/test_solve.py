@@ -223,6 +223,7 @@ def _timed(fn):
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_three_levels(x64):
     """A solve in the objective of a solve in the objective of a solve, against differences."""
 

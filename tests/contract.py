@@ -11,7 +11,7 @@ from jaxsolve.testing import CHECKS
 _USUAL = "optimality oracle results certificates".split()
 """What `make test` does, in float64."""
 _LANES = {"Newton", "LBFGS", "TrustRegionNewton", "LevenbergMarquardt-Gram", "Anderson", "Sinkhorn"}
-"""Of these also the gradients of a batch with bad lanes in it; of the others that takes a minute."""
+"""Of these also the gradients of a batch with bad lanes; of the others that takes a minute."""
 _FEWER = {"SinkhornNewton": ["optimality", "oracle"]}
 """Of methods beside another one of the same problem."""
 _FAST = {

@@ -56,15 +56,20 @@ from .layers import (
 from .smooth import (
     LBFGS as LBFGS,
     QR as QR,
+    SRHT as SRHT,
     Anderson as Anderson,
     Broyden as Broyden,
+    CountSketch as CountSketch,
     FixedPoint as FixedPoint,
+    GaussianSketch as GaussianSketch,
     Gram as Gram,
     LeastSquares as LeastSquares,
     LevenbergMarquardt as LevenbergMarquardt,
     Minimise as Minimise,
     Newton as Newton,
     Root as Root,
+    SketchedLeastSquares as SketchedLeastSquares,
+    SketchPreconditionedCG as SketchPreconditionedCG,
     TrustRegionNewton as TrustRegionNewton,
 )
 from .transport import (
@@ -81,6 +86,7 @@ from .transport import (
     Sinkhorn as Sinkhorn,
     SinkhornNewton as SinkhornNewton,
     gaussian_mixture_benchmark as gaussian_mixture_benchmark,
+    sinkhorn_divergence as sinkhorn_divergence,
 )
 
 __version__ = "0.1.0"

@@ -176,6 +176,55 @@ def least_squares(name, solver, **more):
     )
 
 
+def _tall(rng):
+    matrix = rng.normal(size=(24, 3))
+    return {"A": matrix, "b": matrix @ rng.normal(size=3) + 0.5 * rng.normal(size=24)}
+
+
+def _linear_residuals(y, data):
+    return jnp.matmul(data["A"], y, precision="highest") - data["b"]
+
+
+def _normal(data, y, dual):
+    residuals = data["A"] @ y - data["b"]
+    return np.abs(data["A"].T @ residuals).max() / max(1.0, np.linalg.norm(residuals))
+
+
+def _permuted_columns(data, rng):
+    order = rng.permutation(3)
+    return data | {"A": data["A"][:, order]}, lambda y: y[np.argsort(order)]
+
+
+def _turned_rows(data, rng):
+    turn = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    return {"A": turn @ data["A"], "b": turn @ data["b"]}, lambda y: y
+
+
+def linear_fit(name, solver, **more):
+    base = _tall(np.random.default_rng(7))
+    twice = base | {"A": base["A"][:, [0, 1, 1]]}
+    return Case(
+        name=name,
+        solver=solver,
+        problem=lambda data: js.LeastSquares(_linear_residuals, data),
+        draw=_tall,
+        init=lambda data: jnp.zeros_like(data["A"][0]),
+        oracle=lambda data: np.linalg.lstsq(data["A"], data["b"])[0],
+        optimality=_normal,
+        outcomes={
+            "nan": Expected(base | {"b": np.full(24, np.nan)}, "nonfinite_input"),
+            "columns of other units": Expected(
+                base | {"A": base["A"] * np.array([1e-3, 1.0, 1e3])}, "successful"
+            ),
+            "a column twice": Expected(twice, "successful"),
+            "no residuals left": Expected(base | {"b": base["A"] @ np.ones(3)}, "successful"),
+        },
+        degenerate={"twice": Degenerate(twice, "finite")},
+        invariances={"permutation": _permuted_columns, "rotation": _turned_rows},
+        **more,
+    )
+
+
 # --- Quadratic programs ------------------------------------------------------------------------
 
 _N, _P, _M = 4, 1, 3
@@ -727,6 +776,7 @@ OURS = [
     minimise("TrustRegionNewton", js.TrustRegionNewton),
     least_squares("LevenbergMarquardt-Gram", js.LevenbergMarquardt),
     least_squares("LevenbergMarquardt-QR", lambda: js.LevenbergMarquardt(js.QR())),
+    linear_fit("SketchPreconditionedCG", lambda: js.SketchPreconditionedCG(js.SRHT(rows=16))),
     root("Newton", js.Newton),
     root("Broyden", js.Broyden),
     fixed_point("Anderson", js.Anderson),
@@ -745,6 +795,9 @@ VARIANTS = [
         "InteriorPoint-semidefinite",
         js.InteriorPoint,
         (js.PositiveSemidefinite(2), js.Nonnegative(2)),
+    ),
+    linear_fit(
+        "SketchPreconditionedCG-count", lambda: js.SketchPreconditionedCG(js.CountSketch(rows=16))
     ),
     partial_program("ActiveSet-free", js.ActiveSet),
     partial_program("ActiveSet-rows", js.ActiveSet, "G", "h"),
@@ -770,9 +823,9 @@ VARIANTS = [
 ]
 """Further problems of our solvers."""
 
-APPROXIMATE = {"LightSBM", "MinibatchLightSB"}
-"""Stochastic methods, which end at a budget: there is no stationary point for the contract to hold
-them to. Tested against exact fits in transport/test_minibatch.py."""
+APPROXIMATE = {"LightSBM", "MinibatchLightSB", "SketchedLeastSquares"}
+"""Methods which end at no solution of the problem: there is nothing for the contract to hold them
+to. Tested against exact fits in transport/test_minibatch.py and smooth/test_sketched.py."""
 
 _PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"
 _MESH = "optimistix's, optax's and jaxopt's loops fail inside shard_map in the versions installed"

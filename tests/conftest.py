@@ -6,10 +6,17 @@ which runs the test once in each precision.
 
 import os
 
-# Read when the first device is asked for: this has to come before anything that computes.
-_DEVICES = "--xla_force_host_platform_device_count=8"
-if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# Read when the first device is asked for: this has to come before anything that computes. A test is
+# mostly compilation, which the last two shorten to a sixth; benchmarks, notebooks and `make demo`
+# run as users do.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_backend_optimization_level": "0",
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+_OURS = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]
+os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_OURS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A folder of compiled programs for each worker: reading what another is writing aborts the process.
 if "JAX_COMPILATION_CACHE_DIR" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:

@@ -233,7 +233,9 @@ def envelope(
         # Of a refused lane too, so that its NaN do not reach what it shares with others.
         clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, point))
         moved = jax.jvp(lambda d: fn(clean[1], d), (clean[0],), (tangents[0],))[1]
-        return value, jnp.where(solved, moved, jnp.nan)
+        # A factor, not a choice: the transpose of a choice of NaN is 0.
+        trusted = jnp.where(solved, 1.0, jnp.nan).astype(moved.dtype)
+        return value, trusted * moved
 
     return at(data, point, solved)
 

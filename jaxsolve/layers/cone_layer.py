@@ -27,7 +27,7 @@ class ConeLayer(eqx.Module):
 
     Args:
         cones: in the order of the rows of G.
-        solver: as in `solve`; `None`: `OperatorSplitting()`.
+        solver: as in `solve`; `None`: that of `ConeProgram.default_solver`.
         adjoint: as in `solve`; `None`: `Implicit()`.
     """
 

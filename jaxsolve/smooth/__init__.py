@@ -11,4 +11,11 @@ from .problems import (
     Minimise as Minimise,
     Root as Root,
 )
+from .sketch_preconditioned_cg import SketchPreconditionedCG as SketchPreconditionedCG
+from .sketched_least_squares import SketchedLeastSquares as SketchedLeastSquares
+from .sketches import (
+    SRHT as SRHT,
+    CountSketch as CountSketch,
+    GaussianSketch as GaussianSketch,
+)
 from .trust_region_newton import TrustRegionNewton as TrustRegionNewton

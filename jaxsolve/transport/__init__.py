@@ -2,6 +2,7 @@
 
 from .bridge import SchrodingerBridge as SchrodingerBridge
 from .covariances import Diagonal as Diagonal, Full as Full
+from .divergence import sinkhorn_divergence as sinkhorn_divergence
 from .entropic_transport import EntropicTransport as EntropicTransport
 from .gaussian_mixture import (
     GaussianMixtureBenchmark as GaussianMixtureBenchmark,

@@ -12,7 +12,10 @@ _USUAL = "optimality oracle results certificates".split()
 """What `make test` does, in float64."""
 _LANES = {"Newton", "LBFGS", "TrustRegionNewton", "LevenbergMarquardt-Gram", "Anderson", "Sinkhorn"}
 """Of these also the gradients of a batch with bad lanes; of the others that takes a minute."""
-_FEWER = {"SinkhornNewton": ["optimality", "oracle"]}
+_FEWER = {
+    "SinkhornNewton": ["optimality", "oracle"],
+    "SketchPreconditionedCG": ["optimality", "oracle", "results"],
+}
 """Of methods beside another one of the same problem."""
 _FAST = {
     "Newton": "optimality oracle results bad_lanes".split(),

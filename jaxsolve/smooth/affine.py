@@ -1,0 +1,118 @@
+"""Linear least squares, ||A x - b||^2 / 2, that are given by their residuals: what the sketching
+solvers share. A is the Jacobian of the residuals, known by its products and, once, as a matrix."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Float, PyTree
+
+from ..core.solution import Point
+from ..core.solver import AbstractPreconditioner
+from ..core.vectors import identity, matmul, positive, ravel, root
+from .forms import Vector, shaper
+from .problems import LeastSquares
+from .sketches import AbstractDrawn, AbstractSketch
+
+Residuals = Float[Array, " m"]
+
+
+class Affine(NamedTuple):
+    """The residuals r(x) = A x - b of a linear problem, of vectors."""
+
+    problem: LeastSquares
+    primal: PyTree[Array]
+
+    def __call__(self, vector: Vector) -> Residuals:
+        return ravel(self.problem(shaper(self.primal)(vector)))
+
+    def product(self, vector: Vector) -> Residuals:
+        """A times a vector."""
+        return jax.jvp(self, (jnp.zeros_like(vector),), (vector,))[1]
+
+    def transpose(self, residuals: Residuals) -> Vector:
+        """A' times residuals."""
+        at = jnp.zeros_like(ravel(self.primal))
+        return jax.vjp(self, at)[1](residuals)[0]
+
+    def matrix(self) -> Float[Array, "m n"]:
+        return jax.vmap(self.product, out_axes=1)(identity(ravel(self.primal)))
+
+
+class Inverse(AbstractPreconditioner):
+    """N N', about (A'A)^{-1}."""
+
+    factor: Float[Array, "n n"]
+
+    def half(self, vector: Vector) -> Vector:
+        """N' times a vector."""
+        return matmul(vector, self.factor)
+
+    def solve(self, residual: Point) -> Point:
+        vector = matmul(self.factor, self.half(ravel(residual.primal)))
+        return Point(shaper(residual.primal)(vector), residual.dual)
+
+    def transpose_solve(self, residual: Point) -> Point:
+        return self.solve(residual)
+
+
+def sketched(
+    drawn: AbstractDrawn, affine: Affine, residuals: Residuals
+) -> tuple[Inverse, Float[Array, " n"]]:
+    """N with S A N orthonormal, and the argmin_d ||S (A d + residuals)||.
+
+    QR of S A in units of its columns, and the singular values of that R, so that columns which
+    depend on each other (to rounding) do not count twice.
+    """
+    both = drawn(jnp.concatenate([affine.matrix(), residuals[:, None]], axis=1))
+    matrix, right = both[:, :-1], both[:, -1]
+    units = positive(root(jnp.sum(matrix * matrix, axis=0)))
+    q, r = jnp.linalg.qr(matrix / units)
+    left, values, rows = jnp.linalg.svd(r)
+    cut = units.size * jnp.finfo(values.dtype).eps * jnp.max(values)
+    keep = values > cut
+    inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1.0), 0.0)
+    factor = rows.T * inverse / units[:, None]
+    move = -matmul(factor, matmul(matmul(right, q), left))
+    return Inverse(factor), move
+
+
+def check_linear(name: str, problem: LeastSquares, value: PyTree[Array]) -> None:
+    """Raise where the Jacobian of the residuals depends on the point.
+
+    Raises:
+        TypeError: as far as the program of `fn` tells. Residuals whose Jacobian is constant but
+            which are not linear (they round) are left to the verdict.
+    """
+
+    def tangent(value: PyTree[Array], moved: PyTree[Array]) -> PyTree[Array]:
+        return jax.jvp(problem, (value,), (moved,))[1]
+
+    jaxpr = jax.make_jaxpr(tangent)(value, value).jaxpr
+    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    if any(used[: len(jax.tree.leaves(value))]):
+        raise TypeError(
+            f"{name} solves linear least squares, fn(y, args) = A(args) y - b(args), but the "
+            "derivative of this `fn` depends on `y`. Use LevenbergMarquardt()."
+        )
+
+
+def check_rows(name: str, sketch: AbstractSketch, value: PyTree[Array]) -> None:
+    """Raise where a sketch has too few rows to determine the variables.
+
+    Raises:
+        ValueError: fewer than there are variables.
+    """
+    size = sum(x.size for x in jax.tree.leaves(value))
+    if sketch.rows < size:
+        raise ValueError(
+            f"{name}: the sketch has `rows` = {sketch.rows}, but there are {size} variables: give "
+            f"it at least as many, better {4 * size} or more."
+        )
+
+
+def count(problem: LeastSquares, value: PyTree[Array]) -> int:
+    """How many residuals there are."""
+    return eqx.filter_eval_shape(lambda v: ravel(problem(v)), value).size

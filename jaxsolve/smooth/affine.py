@@ -61,10 +61,10 @@ class Inverse(AbstractPreconditioner):
 def sketched(
     drawn: AbstractDrawn, affine: Affine, residuals: Residuals
 ) -> tuple[Inverse, Float[Array, " n"]]:
-    """N with S A N orthonormal, and the argmin_d ||S (A d + residuals)||.
+    """N with S A N orthonormal, and d, the argmin of ||S (A d + residuals)||.
 
-    QR of S A in units of its columns, and the singular values of that R, so that columns which
-    depend on each other (to rounding) do not count twice.
+    QR of S A in units of its columns, and the singular values of that R. Directions that S A does
+    not see are left alone by the move; they stay in N as they are, for A may see them.
     """
     both = drawn(jnp.concatenate([affine.matrix(), residuals[:, None]], axis=1))
     matrix, right = both[:, :-1], both[:, -1]
@@ -73,9 +73,8 @@ def sketched(
     left, values, rows = jnp.linalg.svd(r)
     cut = units.size * jnp.finfo(values.dtype).eps * jnp.max(values)
     keep = values > cut
-    inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1.0), 0.0)
-    factor = rows.T * inverse / units[:, None]
-    move = -matmul(factor, matmul(matmul(right, q), left))
+    factor = rows.T / jnp.where(keep, values, 1.0) / units[:, None]
+    move = -matmul(factor, jnp.where(keep, matmul(matmul(right, q), left), 0.0))
     return Inverse(factor), move
 
 

@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A solution and the seconds it took; of ours the recomputed KKT residual, steps and verdict."""
+    """A solution and the seconds it took; of ours the KKT residual, steps and verdict."""
 
     x: np.ndarray
     seconds: float

@@ -50,6 +50,8 @@ from .layers import (
     CvxpyLayer as CvxpyLayer,
     ProjectionLayer as ProjectionLayer,
     QPLayer as QPLayer,
+    SoftRank as SoftRank,
+    SoftSort as SoftSort,
     SolverLayer as SolverLayer,
     from_cvxpy as from_cvxpy,
 )

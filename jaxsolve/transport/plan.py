@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ..core.adjoint import envelope
+from ..core.vectors import positive
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Scalar
 
@@ -90,18 +91,32 @@ class Plan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        if axis not in (0, 1):
-            raise ValueError(f"Plan.apply: `axis` must be 0 or 1; got {axis}.")
-        if vector.shape[:1] != (self.shape[axis],):
-            raise ValueError(
-                f"Plan.apply: `vector` has shape {vector.shape}, but axis {axis} of the plan has "
-                f"length {self.shape[axis]}."
-            )
+        self._check("apply", vector, axis)
         if (axis == 1) != self.problem.flipped:
             return self._apply(vector)
         sums = self.problem.sums(self.at)
         _, b = self.problem.weights
         return _scaled(b * sums.columns, sums.kernel.columns(_scaled(sums.rows, vector)))
+
+    def mean(self, vector: Float[Array, "k ..."], axis: int = 1) -> Float[Array, "l ..."]:
+        """The mean of a vector of columns in each row (`axis=1`), or of one of rows in each column
+        (0), weighted by the plan. Rows and columns without weight have one too.
+
+        Raises:
+            ValueError: the vector's length is another one.
+        """
+        self._check("mean", vector, axis)
+        sums = self.problem.sums(self.at)
+        if (axis == 1) != self.problem.flipped:
+            _, b = self.problem.weights
+            weights, product = b * sums.columns, sums.kernel.rows
+        else:
+            weights, product = sums.rows, sums.kernel.columns
+        flat = jnp.concatenate(
+            [vector.reshape(vector.shape[0], -1), jnp.ones_like(weights)[:, None]], axis=1
+        )
+        found = product(weights[:, None] * flat)
+        return (found[:, :-1] / positive(found[:, -1:])).reshape(-1, *vector.shape[1:])
 
     def sample(self, key: Array, count: int) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
         """Pairs (i, j), drawn independently in proportion to p_ij."""
@@ -145,6 +160,15 @@ class Plan(eqx.Module):
             return jnp.sum(share[:, None] * points, axis=0)
 
         return along
+
+    def _check(self, method: str, vector: Array, axis: int) -> None:
+        if axis not in (0, 1):
+            raise ValueError(f"Plan.{method}: `axis` must be 0 or 1; got {axis}.")
+        if vector.shape[:1] != (self.shape[axis],):
+            raise ValueError(
+                f"Plan.{method}: `vector` has shape {vector.shape}, but axis {axis} of the plan "
+                f"has length {self.shape[axis]}."
+            )
 
     def _apply(self, vector: Array) -> Array:
         sums = self.problem.sums(self.at)

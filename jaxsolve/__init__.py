@@ -75,6 +75,9 @@ from .smooth import (
     TrustRegionNewton as TrustRegionNewton,
 )
 from .transport import (
+    Barycentre as Barycentre,
+    BregmanProjections as BregmanProjections,
+    Couplings as Couplings,
     Diagonal as Diagonal,
     EntropicTransport as EntropicTransport,
     Full as Full,
@@ -87,6 +90,7 @@ from .transport import (
     SchrodingerBridge as SchrodingerBridge,
     Sinkhorn as Sinkhorn,
     SinkhornNewton as SinkhornNewton,
+    UnbalancedLightBridge as UnbalancedLightBridge,
     gaussian_mixture_benchmark as gaussian_mixture_benchmark,
     sinkhorn_divergence as sinkhorn_divergence,
 )

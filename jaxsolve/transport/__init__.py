@@ -1,5 +1,7 @@
 """Entropic transport: plans between weights, and Schroedinger bridges between samples."""
 
+from .barycentre import Barycentre as Barycentre, Couplings as Couplings
+from .bregman_projections import BregmanProjections as BregmanProjections
 from .bridge import SchrodingerBridge as SchrodingerBridge
 from .covariances import Diagonal as Diagonal, Full as Full
 from .divergence import sinkhorn_divergence as sinkhorn_divergence
@@ -16,3 +18,4 @@ from .mixture import GaussianMixture as GaussianMixture
 from .plan import Plan as Plan
 from .sinkhorn import Sinkhorn as Sinkhorn
 from .sinkhorn_newton import SinkhornNewton as SinkhornNewton
+from .unbalanced import UnbalancedLightBridge as UnbalancedLightBridge

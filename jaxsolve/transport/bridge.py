@@ -53,18 +53,24 @@ class SchrodingerBridge(AbstractProblem):
         x0: points at time 0, of shape (n, d).
         x1: points at time 1, of shape (m, d); not paired with x0.
         epsilon: the variance of the diffusion in unit time.
+        tau: `None`: the laws of both samples are met. A number: what it costs to miss them, tau KL
+            on each side, in units of the cost |x - y|^2 / 2; the value is then an
+            `UnbalancedLightBridge`.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes do not fit; a concrete epsilon is not positive.
+        TypeError, ValueError: shapes or dtypes do not fit; a concrete epsilon or tau is not
+            positive.
     """
 
     x0: Float[Array, "n d"]
     x1: Float[Array, "m d"]
     epsilon: Scalar | float = eqx.field(kw_only=True)
+    tau: Any = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self):
-        if isinstance(self.epsilon, float | int) and not self.epsilon > 0:
-            raise ValueError(f"SchrodingerBridge: `epsilon` must be positive; got {self.epsilon}.")
+        for name, given in (("epsilon", self.epsilon), ("tau", self.tau)):
+            if isinstance(given, float | int) and not given > 0:
+                raise ValueError(f"SchrodingerBridge: `{name}` must be positive; got {given}.")
 
     def fit(self, family: AbstractCovariance) -> "LightProblem":
         """The fit of a light bridge with covariances of a family."""
@@ -95,8 +101,11 @@ class SchrodingerBridge(AbstractProblem):
     def prepare(self, init: PyTree | None) -> tuple[Any, PyTree[Array]]:
         """The fit of a bridge of the form of `init`, or of the default solver."""
         from .light_sb import LightSB
+        from .unbalanced import UnbalancedLightBridge
 
-        if isinstance(init, LightBridge):
+        if self.tau is not None and isinstance(init, UnbalancedLightBridge):
+            solver = LightSB(init.bridge.log_weights.shape[0], init.bridge.family)
+        elif isinstance(init, LightBridge):
             solver = LightSB(init.log_weights.shape[0], init.family)
         else:
             solver = LightSB()

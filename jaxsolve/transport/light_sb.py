@@ -22,6 +22,7 @@ from ..smooth.lbfgs import LBFGS, LBFGSState
 from .bridge import LightParameters, LightProblem, SchrodingerBridge, gaussian_spread
 from .covariances import AbstractCovariance, Diagonal
 from .light_bridge import LightBridge
+from .unbalanced import UnbalancedParameters, UnbalancedProblem, checked
 
 Scalar = Float[Array, ""]
 
@@ -44,7 +45,7 @@ class LightSB(AbstractSolver[SchrodingerBridge]):
     Among several starts the one is taken that is lowest after some steps on a part of the points.
 
     Args:
-        components: K.
+        components: K; of the source's mixture as well, where the problem has `tau`.
         covariance: `Diagonal()` or `Full()`.
         starts: clusterings that are tried, without `init`; the best one is gone on with.
         minimiser: a solver of `Minimise`: `LBFGS()`, or `TrustRegionNewton()` where that stalls.
@@ -61,8 +62,10 @@ class LightSB(AbstractSolver[SchrodingerBridge]):
         check_kind(self, problem, LightProblem)
 
     def prepare(
-        self, problem: SchrodingerBridge, init: LightBridge | None, key: Array | None = None
-    ) -> tuple[LightProblem, LightParameters]:
+        self, problem: SchrodingerBridge, init: Any, key: Array | None = None
+    ) -> tuple[LightProblem, Any]:
+        if isinstance(problem, SchrodingerBridge) and problem.tau is not None:
+            return _unbalanced(self, problem, init, key)
         return prepare(self, problem, init, key)
 
     def init(self, problem: LightProblem, guess: Guess) -> PyTree:
@@ -90,10 +93,19 @@ def prepare(
     """The fit that a solver with `components` and `covariance` makes, and where it starts."""
     if not isinstance(problem, SchrodingerBridge):
         return problem.prepare(init)
+    if problem.tau is not None:
+        raise TypeError(
+            f"{type(solver).__name__} cannot honour `tau` of SchrodingerBridge; LightSB can."
+        )
     fit = problem.fit(solver.covariance)
     if init is None:
         key = jax.random.key(0) if key is None else key
         return fit, start(fit, solver.components, solver.starts, key)
+    return fit, fit.parameters(_checked(solver, fit, init))
+
+
+def _checked(solver: Any, fit: LightProblem, init: Any) -> LightBridge:
+    """A first guess in the fit's dtype; raises where its form is another one."""
     if not isinstance(init, LightBridge):
         raise TypeError(f"`init` must be a LightBridge; got {type(init).__name__}.")
     dim = fit.inputs.shape[1]
@@ -107,11 +119,46 @@ def prepare(
             f"{list(wanted[1])}."
         )
     bridge: Any = jax.tree.map(lambda x: jnp.asarray(x, fit.inputs.dtype), init)
-    return fit, fit.parameters(bridge)
+    return bridge
+
+
+def _unbalanced(
+    solver: LightSB, problem: SchrodingerBridge, init: Any, key: Array | None
+) -> tuple[UnbalancedProblem, UnbalancedParameters]:
+    """The fit where `tau` is given, and its start."""
+    balanced = problem.fit(solver.covariance)
+    fit = UnbalancedProblem.of(balanced, problem.tau)
+    if init is not None:
+        given = checked(init, fit, solver.components)
+        _checked(solver, balanced, given.bridge)
+        return fit, fit.parameters(given)
+    key = jax.random.key(0) if key is None else key
+    return fit, _best(fit, _unbalanced_start, solver.components, solver.starts, key)
+
+
+def _unbalanced_start(fit: Any, components: int, key: Array, turn: Array) -> UnbalancedParameters:
+    """Clusters of both samples. v is that of a balanced start; in every other turn its components
+    go to their clusters from the nearest ones of x0, as they do where tau is small."""
+    keys = jax.random.split(key)
+    potential = _start(fit, components, keys[0], turn)
+    centres, spreads = clusters(fit.inputs, components, keys[1])
+    floor = positive(1e-3 * jnp.var(fit.inputs, axis=0))
+    near = fit.nearest(potential, centres)
+    return UnbalancedParameters(
+        potential=jax.tree.map(lambda x, y: jnp.where(turn % 2 == 0, x, y), near, potential),
+        logits=jnp.full_like(centres[:, 0], -jnp.log(components)),
+        centres=centres / fit.reach,
+        shape=fit.family.from_diagonal(jnp.maximum(spreads, floor) / fit.epsilon),
+    )
 
 
 def start(fit: LightProblem, components: int, starts: int, key: Array) -> LightParameters:
     """The best of some starts, each after a few steps on a part of the points."""
+    return _best(fit, _start, components, starts, key)
+
+
+def _best(fit: Any, first: Any, components: int, starts: int, key: Array) -> Any:
+    """Of `first(fit, components, key, turn)` for some keys and turns."""
     if components < 1 or starts < 1:
         raise ValueError(
             f"`components` and `starts` must be at least 1; got {components} and {starts}."
@@ -123,12 +170,13 @@ def start(fit: LightProblem, components: int, starts: int, key: Array) -> LightP
         fit,
         (_part(fit.inputs, keys[0]), _part(fit.targets, keys[1])),
     )
+    turns = jnp.arange(starts)
     if starts == 1 or components == 1:
-        return _start(few, components, keys[2])
+        return first(few, components, keys[2], turns[0])
     minimiser = LBFGS()
 
-    def one(key: Array) -> tuple[Scalar, LightParameters]:
-        state = minimiser.init(few, Guess(_start(few, components, key)))
+    def one(key: Array, turn: Array) -> tuple[Scalar, Any]:
+        state = minimiser.init(few, Guess(first(few, components, key, turn)))
 
         def step(state: LBFGSState, _: None) -> tuple[LBFGSState, None]:
             return minimiser.step(few, state), None
@@ -136,7 +184,7 @@ def start(fit: LightProblem, components: int, starts: int, key: Array) -> LightP
         state, _ = jax.lax.scan(step, state, length=_TRIAL)
         return state.value, state.primal
 
-    values, found = jax.vmap(one)(keys[2:])
+    values, found = jax.vmap(one)(keys[2:], turns)
     best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
     return jax.tree.map(lambda x: x[best], found)
 
@@ -148,7 +196,7 @@ def _part(points: Float[Array, "n d"], key: Array) -> Float[Array, "p d"]:
     return points[jax.random.permutation(key, points.shape[0])[:_SAMPLE]]
 
 
-def _start(fit: LightProblem, components: int, key: Array) -> LightParameters:
+def _start(fit: LightProblem, components: int, key: Array, _: Array) -> LightParameters:
     """Equal weights at centres of clusters, each as wide as its cluster."""
     centres, spreads = clusters(fit.targets, components, key)
     spreads = jnp.maximum(spreads, positive(1e-3 * jnp.var(fit.targets, axis=0)))

@@ -7,12 +7,11 @@ which runs the test once in each precision.
 import os
 
 # Read when the first device is asked for: this has to come before anything that computes. A test is
-# mostly compilation, which the last two shorten to a sixth; benchmarks, notebooks and `make demo`
-# run as users do.
+# mostly compilation, which takes half as long without the emitters; benchmarks, notebooks and
+# `make demo` run as users do.
 _FLAGS = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_cpu_use_fusion_emitters": "false",
-    "--xla_backend_optimization_level": "0",
 }
 _GIVEN = os.environ.get("XLA_FLAGS", "")
 _OURS = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]

@@ -55,14 +55,13 @@ SOLVERS = [
 QUICK = ("Newton-root", "InteriorPoint-equalities")
 
 
-def unrolled():
-    for kind, solver, steps in SOLVERS:
-        name = f"{type(solver).__name__}-{kind}"
-        marks = () if name in QUICK else pytest.mark.slow
-        yield pytest.param(kind, solver, steps, id=name, marks=marks)
+def unrolled(kind, solver, steps):
+    name = f"{type(solver).__name__}-{kind}"
+    marks = () if name in QUICK else pytest.mark.slow
+    return pytest.param(kind, solver, steps, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("kind, solver, steps", unrolled())
+@pytest.mark.parametrize("kind, solver, steps", [unrolled(*row) for row in SOLVERS])
 def test_unrolled_value_and_derivative_are_those_of_the_solution(kind, solver, steps, x64):
     def solution(a, adjoint=None):
         init = None if kind in ("program", "equalities") else jnp.full_like(a, 0.1)

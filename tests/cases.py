@@ -9,6 +9,7 @@ import optax
 import optimistix as optx
 import scipy.optimize
 import scipy.sparse
+from barycentres import BARYCENTRES
 from bridges import BRIDGES
 from projections import PROJECTIONS
 from sklearn.linear_model import Lasso
@@ -787,6 +788,7 @@ OURS = [
     cone_program("InteriorPoint-cones", js.InteriorPoint),
     *BRIDGES,
     *TRANSPORT,
+    *BARYCENTRES,
 ]
 
 VARIANTS = [

@@ -16,7 +16,7 @@ _FEWER = {
     "SinkhornNewton": ["optimality", "oracle"],
     "SketchPreconditionedCG": ["optimality", "oracle", "results"],
 }
-"""Of methods beside another one of the same problem."""
+"""Of methods beside another one of the same problem or kind."""
 _FAST = {
     "Newton": "optimality oracle results bad_lanes".split(),
     "LBFGS": ["optimality", "oracle"],

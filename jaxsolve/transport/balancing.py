@@ -10,7 +10,7 @@ product of two stochastic matrices. Sinkhorn's steps are combined by Anderson's 
 squares are weighted by b.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import lax
@@ -39,12 +39,37 @@ FACTOR_LIMIT = 2048
 """Columns up to which Newton's matrix is factorised, as a preconditioner."""
 
 
+class Sweeps(Protocol):
+    """What `accelerated` needs: Sinkhorn's steps with kernels that stay."""
+
+    @property
+    def b(self) -> Columns:
+        """Weights of the least squares; an l without weight is not looked at."""
+        ...
+
+    def sweep(self, log: Columns) -> tuple[Any, Columns]:
+        """The products with the kernel, the last of them K'u."""
+        ...
+
+    def move(self, log: Columns, back: Columns) -> Columns:
+        """What the step adds to l."""
+        ...
+
+    def error(self, log: Columns, back: Columns) -> Scalar:
+        """How far the sums are off, as a part of the total weight."""
+        ...
+
+
 class Held(NamedTuple):
     """A problem with its kernel at one potential."""
 
     problem: EntropicTransport
     kernel: AbstractKernel
     g: Columns
+
+    @property
+    def b(self) -> Columns:
+        return self.problem.weights[1]
 
     def sweep(self, log: Columns) -> tuple[Rows, Columns]:
         """K b v, and K'u."""
@@ -118,9 +143,9 @@ class _Mixed(NamedTuple):
     slow: Bool[Array, ""]
 
 
-def accelerated(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chunk:
+def accelerated(held: Sweeps, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chunk:
     """Sinkhorn's steps, combined."""
-    _, b = held.problem.weights
+    b = held.b
     root = jnp.sqrt(b)
     blank = jnp.zeros_like(log, shape=(MEMORY, log.size))
 

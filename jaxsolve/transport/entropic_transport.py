@@ -278,12 +278,12 @@ class EntropicTransport(AbstractProblem):
         for field, given, size in (("a", a, n), ("b", b, m)):
             if given is None:
                 given = jnp.full((size,), 1 / size, geometry.dtype)
-            given = _floating(name, field, given, like)
+            given = floating(name, field, given, like)
             against = f"{geometry.dtype}[{n}, {m}]"
             check_shape(name, field, (show(given), given.shape), (size,), "cost", against)
             weights.append(given)
-        epsilon = _scalar(name, "epsilon", self.epsilon, like)
-        taus = tuple(None if t is None else _scalar(name, "tau", t, like) for t in self.taus)
+        epsilon = scalar(name, "epsilon", self.epsilon, like)
+        taus = tuple(None if t is None else scalar(name, "tau", t, like) for t in self.taus)
         flip = n < m
         if flip:
             geometry, weights, taus = geometry.transposed(), weights[::-1], taus[::-1]
@@ -360,7 +360,8 @@ def _start(name: str, init: PyTree | None, problem: EntropicTransport) -> Potent
     return Potential(init.potential, init.remainder)
 
 
-def _floating(name: str, field: str, value: Any, like: Array) -> Array:
+def floating(name: str, field: str, value: Any, like: Array) -> Array:
+    """An array of the costs' dtype: numbers are cast, arrays of another dtype refused."""
     array = jnp.asarray(value)
     if isinstance(value, int | float) or array.weak_type:
         return array.astype(like.dtype)
@@ -372,8 +373,9 @@ def _floating(name: str, field: str, value: Any, like: Array) -> Array:
     return array
 
 
-def _scalar(name: str, field: str, value: Any, like: Array) -> Scalar:
-    array = _floating(name, field, value, like)
+def scalar(name: str, field: str, value: Any, like: Array) -> Scalar:
+    """The same, of shape ()."""
+    array = floating(name, field, value, like)
     if array.ndim:
         raise ValueError(f"{name}: `{field}` must be a scalar; it is {show(array)}.")
     return array

@@ -66,7 +66,7 @@ class Settings:
     test: int = 1000
     degrees: tuple[int, ...] = (1, 2, 4, 6, 8)
     noises: tuple[float, ...] = (0.0, 0.5)
-    steps: int = 80
+    steps: int = 60
     batch: int = 25
     learning_rate: float = 0.05
     spo_steps: int = 300
@@ -334,8 +334,8 @@ differentiates {programs} quadratic programs of {COUNT} variables in one call.
 - SPO+ makes {settings.spo_steps} steps, each of all examples; the implicit loss {settings.steps}
   of {settings.batch} examples, with gamma {settings.smoothing:g} of the mean cost.
 - The linear program of a path has the value of the dynamic programme to {away:.1e}.
-- As published: where the costs are linear in the features (degree 1) least squares is hard to beat;
-  the further they are from it, the more it pays to learn for the decision.
+- The paper's claim: where the costs are linear in the features (degree 1) least squares is hard to
+  beat; the further they are from it, the more it pays to learn for the decision.
 """
     return Findings(tuple(figures), text, {"regret": _plot(settings, cells, found)})
 

@@ -53,9 +53,9 @@ def _draw(rng):
 
 
 def _measures(data):
-    """Of one total, whatever the data."""
+    """Of total 1, whatever the data."""
     a = data["measures"]
-    return a * (a[0].sum() / a.sum(axis=1))[:, None]
+    return a * (1 / a.sum(axis=1))[:, None]
 
 
 def _gap(data, value):

@@ -14,6 +14,7 @@ _LANES = {"Newton", "LBFGS", "TrustRegionNewton", "LevenbergMarquardt-Gram", "An
 """Of these also the gradients of a batch with bad lanes; of the others that takes a minute."""
 _FEWER = {
     "SinkhornNewton": ["optimality", "oracle"],
+    "BregmanProjections": ["optimality", "oracle"],
     "SketchPreconditionedCG": ["optimality", "oracle", "results"],
 }
 """Of methods beside another one of the same problem or kind."""

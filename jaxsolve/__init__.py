@@ -85,6 +85,8 @@ from .transport import (
     LightBridge as LightBridge,
     LightSB as LightSB,
     LightSBM as LightSBM,
+    LowRankPlan as LowRankPlan,
+    LowRankSinkhorn as LowRankSinkhorn,
     MinibatchLightSB as MinibatchLightSB,
     Plan as Plan,
     SchrodingerBridge as SchrodingerBridge,

@@ -27,7 +27,7 @@ def _start(data):
     dtype = data["x0"].dtype
     centres = jnp.stack([jnp.mean(data["x1"][:8], axis=0), jnp.mean(data["x1"][8:], axis=0)])
     return js.LightBridge(
-        jnp.full(2, -jnp.log(2.0), dtype), centres, jnp.full((2, 2), -0.5, dtype),
+        jnp.full(2, -np.log(2.0), dtype), centres, jnp.full((2, 2), -0.5, dtype),
         jnp.asarray(data["epsilon"], dtype), js.Diagonal(),
     )  # fmt: skip
 

@@ -825,9 +825,9 @@ VARIANTS = [
 ]
 """Further problems of our solvers."""
 
-APPROXIMATE = {"LightSBM", "MinibatchLightSB", "SketchedLeastSquares"}
+APPROXIMATE = {"LightSBM", "LowRankSinkhorn", "MinibatchLightSB", "SketchedLeastSquares"}
 """Methods which end at no solution of the problem: there is nothing for the contract to hold them
-to. Tested against exact fits in transport/test_minibatch.py and smooth/test_sketched.py."""
+to. Tested in test_minibatch.py and test_low_rank.py of transport/, and smooth/test_sketched.py."""
 
 _PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"
 _MESH = "optimistix's, optax's and jaxopt's loops fail inside shard_map in the versions installed"

@@ -13,6 +13,7 @@ from .gaussian_mixture import (
 from .light_bridge import LightBridge as LightBridge
 from .light_sb import LightSB as LightSB
 from .light_sbm import LightSBM as LightSBM, independent as independent
+from .low_rank import LowRankPlan as LowRankPlan, LowRankSinkhorn as LowRankSinkhorn
 from .minibatch import MinibatchLightSB as MinibatchLightSB
 from .mixture import GaussianMixture as GaussianMixture
 from .plan import Plan as Plan

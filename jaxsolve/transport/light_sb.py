@@ -7,6 +7,7 @@ on all points by L-BFGS, in coordinates (`LightParameters`) in which that ends a
 within a few hundred evaluations: the fit has a derivative in the points and in epsilon.
 """
 
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -146,7 +147,7 @@ def _unbalanced_start(fit: Any, components: int, key: Array, turn: Array) -> Unb
     near = fit.nearest(potential, centres)
     return UnbalancedParameters(
         potential=jax.tree.map(lambda x, y: jnp.where(turn % 2 == 0, x, y), near, potential),
-        logits=jnp.full_like(centres[:, 0], -jnp.log(components)),
+        logits=jnp.full_like(centres[:, 0], -math.log(components)),
         centres=centres / fit.reach,
         shape=fit.family.from_diagonal(jnp.maximum(spreads, floor) / fit.epsilon),
     )
@@ -201,7 +202,7 @@ def _start(fit: LightProblem, components: int, key: Array, _: Array) -> LightPar
     centres, spreads = clusters(fit.targets, components, key)
     spreads = jnp.maximum(spreads, positive(1e-3 * jnp.var(fit.targets, axis=0)))
     diagonal = gaussian_spread(jnp.diagonal(fit.covariance), spreads, fit.epsilon)
-    logits = jnp.full_like(centres[:, 0], -jnp.log(components))
+    logits = jnp.full_like(centres[:, 0], -math.log(components))
     return LightParameters(logits, centres / fit.unit, fit.family.from_diagonal(diagonal))
 
 

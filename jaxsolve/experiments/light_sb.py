@@ -375,8 +375,8 @@ Recognised: by a support vector machine trained on real images, right on {100 * 
 held-out ones. Energy distance to held-out images of the target class, without bias (it may be below
 0); for "real images" it is that of training images, the floor. Moved and style: root mean square
 distance of an image to its translation, in latent space and in slant, ink, width and height.
-An independent coupling draws a real image for each source, so that its energy distance is the
-floor, and all that it lacks is the relation to the source.
+An independent coupling draws a real image for each source, so that its energy distance is
+near the floor, and all that it lacks is the relation to the source.
 
 {table(header, rows)}
 """

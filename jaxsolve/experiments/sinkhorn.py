@@ -238,6 +238,8 @@ def _errors(problems: list[Task], found: dict) -> Any:
     figure, axes = plots.axes(len(problems), width=3.6)
     for one, task in zip(axes, problems, strict=True):
         for method, colour in (("plain", plots.SOFT), ("SinkhornNewton", plots.OURS)):
+            if not found[task.name][method].get("itself", True):
+                continue  # The steps kept are those of the solver that took over.
             history = np.asarray(found[task.name][method]["history"])
             history = history[np.isfinite(history) & (history > 0)]
             one.loglog(1 + np.arange(history.size), history, color=colour, label=method)

@@ -40,8 +40,8 @@ from .splitting_form import Form, RowSlope, first_level, form_of, row_weights
 from .splitting_systems import Factored, NewtonSystem
 
 START, INTERIOR, POLISH = 0, 1, 2
-TRIES, STEPS, PATIENCE = 4, 100, 25
-"""Newton steps in a row; steps in all, and steps without the residual falling to a half."""
+TRIES, PATIENCE = 4, 25
+"""Newton steps in a row; steps without the residual falling to a half."""
 OPEN, INFEASIBLE, UNBOUNDED = 0, 1, 2
 
 
@@ -63,7 +63,7 @@ class State(eqx.Module):
         trial_x, trial_z: the point of Newton's method.
         levels: the natural residuals of the two, the accuracy at which Newton's method is tried,
             the residual to be halved.
-        counts: mode, Newton steps in a row, steps, steps without progress, what is proved.
+        counts: mode, Newton steps in a row, steps without progress, what is proved.
         convex: whether P has a factor.
         point: the answer by field, the certificate where there is one.
     """
@@ -72,7 +72,7 @@ class State(eqx.Module):
     trial_x: Float[Array, " n"]
     trial_z: Float[Array, " m"]
     levels: Float[Array, "4"]
-    counts: Int[Array, "5"]
+    counts: Int[Array, "4"]
     convex: Bool[Array, ""]
     point: Point
 
@@ -84,7 +84,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
     solution.
     """
 
-    step_limit: ClassVar[int] = 200
+    step_limit: ClassVar[int] = 100
     proves: ClassVar[bool] = True
 
     def refuse(self, problem: ConeProgram) -> None:
@@ -118,7 +118,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             trial_x=x,
             trial_z=z,
             levels=jnp.stack([one * UNKNOWN, error, aim, one * UNKNOWN]),
-            counts=jnp.stack([count + mode, count, count, count, count]),
+            counts=jnp.stack([count + mode, count, count, count]),
             convex=is_convex(problem.P, problem.A),
             point=Point(x, dual),
         )
@@ -126,7 +126,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
     def step(self, problem: ConeProgram, state: State) -> State:
         form, cone, h = _form(problem)
         q, weight = form.q, _weight(form)
-        mode, tries, steps, slow, proved = state.counts
+        mode, tries, slow, proved = state.counts
         ray_error, trial_error, aim, mark = state.levels
         start, polish, old = mode == START, mode == POLISH, state.ray
         root, free = jnp.sqrt(weight), ~form.fixed()
@@ -216,7 +216,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
         proved, point = _certificate(problem, form, cone, ray)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
-        counts = [goes, jnp.where(polish, tries + 1, 0), steps + 1, slow, proved]
+        counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
         return State(
             ray=ray,
             trial_x=jnp.where(gained | near, x, state.trial_x),
@@ -231,9 +231,9 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         return jnp.minimum(state.levels[0], state.levels[1])
 
     def status(self, problem, state, tolerance):
-        _, _, steps, slow, proved = state.counts
+        _, _, slow, proved = state.counts
         solved = self.measure(problem, state) <= tolerance
-        stalled = (slow >= PATIENCE) | (steps >= STEPS)
+        stalled = slow >= PATIENCE
         result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
         result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)
         result = RESULTS.where(solved, RESULTS.successful, result)
@@ -246,7 +246,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         x = jnp.where(newton, state.trial_x, ray.x / positive(ray.tau))
         z = jnp.where(newton, state.trial_z, ray.z / positive(ray.tau))
         z = form.complementary(x, z, _weight(form), self.measure(problem, state))
-        proved = state.counts[4] != OPEN
+        proved = state.counts[3] != OPEN
         found = Point(x, form.split(z))
         point = jax.tree.map(lambda p, f: jnp.where(proved, p, f), state.point, found)
         return eqx.tree_at(lambda s: s.point, state, point)
@@ -293,7 +293,7 @@ def _certificate(
     problem: ConeProgram, form: Form, cone: Product, ray: Ray
 ) -> tuple[Int[Array, ""], Point]:
     """Whether the iterate proves something, and the proof."""
-    z = jnp.where(form.fixed(), ray.z, cone.project_dual(ray.z))
+    z = cone.project_dual(ray.z)
     point = Point(ray.x / positive(largest(ray.x)), form.split(z / positive(largest(z))))
     infeasible = problem.certificate(point, RESULTS.infeasible)
     unbounded = problem.certificate(point, RESULTS.unbounded)

@@ -133,6 +133,8 @@ class ConeProgram(AbstractProblem):
             worst = largest(s - cone.project(s - z))
             s, z = s / found.primal_scale, z / found.dual_scale
             relative = largest(s - cone.project(s - z))
+            # Where s absorbs z, only the second is not 0.
+            worst = jnp.where(worst > 0, worst, relative * scale)
             present = relative > 0
             scale = jnp.where(present, worst / jnp.where(present, relative, 1), scale)
         return Residual(
@@ -164,7 +166,8 @@ class ConeProgram(AbstractProblem):
                 f"{name}: `cones` have {rows} rows, {sum(rows)} in all, but `G` has {count}."
             )
         matrices = {field: found[field] for field in ("A", "b", "G", "h")}
-        return type(self)(found["P"], found["q"], cones=self.cones, **matrices), value
+        cones = tuple(cone for cone in self.cones if cone.rows)
+        return type(self)(found["P"], found["q"], cones=cones, **matrices), value
 
     def zero_dual(self) -> Dual:
         """Multipliers of zeros, of this problem's structure."""

@@ -2,7 +2,8 @@
 
 plan   from n values, squashed between 0 and 1, to m targets between 0 and 1 (transport/sorting)
 sorted value of target j      the mean of the values that go to it
-rank of value i               n times the mean of the targets to which it goes, plus 1/2
+rank of value i               n times the mean of the targets to which it goes, plus 1/2, n being
+                              the number of values that have weight
 """
 
 from collections.abc import Callable, Sequence
@@ -50,17 +51,24 @@ class _ToTargets(eqx.Module):
 
     def _shares(self, values: Vector) -> Float[Array, " m"]:
         """The weights of the targets, of sum 1."""
-        targets = values.size if self.targets is None else self.targets
-        if isinstance(targets, int):
-            return jnp.full((targets,), 1 / targets, values.dtype)
-        shares = jnp.asarray(targets, values.dtype)
+        targets = jnp.asarray(values.size if self.targets is None else self.targets)
+        if targets.ndim == 0 and jnp.issubdtype(targets.dtype, jnp.integer):
+            count = int(targets)
+            if count >= 1:
+                return jnp.full((count,), 1 / count, values.dtype)
+        if targets.ndim != 1 or targets.size == 0:
+            raise ValueError(
+                f"{type(self).__name__}: `targets` must be a number of at least 1, or one vector "
+                f"of weights; it is {self.targets!r}."
+            )
+        shares = targets.astype(values.dtype)
         return shares / positive(jnp.sum(shares))
 
     def _checked(self, values: Any, weights: Any, axes: tuple[int, ...]) -> tuple[Array, Array]:
         name = type(self).__name__
         values = jnp.asarray(values)
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            raise TypeError(f"{name}: `values` is {show(values)}: give floating-point numbers.")
+        if values.dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(f"{name}: `values` is {show(values)}: give float32 or float64.")
         if values.ndim == 0 or not -values.ndim <= self.axis < values.ndim:
             raise ValueError(f"{name}: `values` is {show(values)}, which has no axis {self.axis}.")
         if axes and values.ndim != 1:
@@ -129,13 +137,19 @@ class SoftSort(_ToTargets):
         Raises:
             TypeError, ValueError: at trace time, where shapes or dtypes do not fit.
         """
-        return self._along(lambda x, a: self._solved(x, a).mean(x, axis=0), values, weights)
+
+        def ordered(x: Vector, a: Vector) -> Vector:
+            # A padding of infinity has no part in a mean.
+            return self._solved(x, a).mean(jnp.where(a > 0, x, 0), axis=0)
+
+        return self._along(ordered, values, weights)
 
 
 class SoftRank(_ToTargets):
     """The ranks of values, from 1 for the least to n for the largest, smoothed.
 
-    They are increasing in the values, have the mean (n + 1) / 2, are the same for equal values and
+    They are increasing in the values, have the weighted mean (n + 1) / 2, n counting the values
+    that have weight, are the same for equal values and
     for values of another scale and place, and go to `jax.scipy.stats.rankdata(values)` as epsilon
     falls. For decreasing ranks negate the values. Nothing is raised where a solve fails: its
     derivative is NaN in that lane alone.
@@ -168,6 +182,6 @@ class SoftRank(_ToTargets):
         """
 
         def rank(x: Vector, a: Vector) -> Vector:
-            return x.size * self._solved(x, a).mean(places(self._shares(x))) + 0.5
+            return jnp.sum(a > 0) * self._solved(x, a).mean(places(self._shares(x))) + 0.5
 
         return self._along(rank, values, weights)

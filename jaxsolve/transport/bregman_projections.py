@@ -104,7 +104,8 @@ class BregmanProjections(AbstractSolver[Barycentre]):
     def init(self, problem: Barycentre, guess: Guess) -> BregmanState:
         at: Any = guess.primal
         zero = jnp.zeros_like(at.value[0, 0])
-        ratio = _FIRST * problem.geometry.spread() / positive(problem.epsilon)
+        spread = jnp.max(problem.each(lambda geometry, _: geometry.spread(), problem.measures))
+        ratio = _FIRST * spread / positive(problem.epsilon)
         stages = jnp.ceil(jnp.log(jnp.maximum(ratio, 1)) / math.log(_FACTOR))
         stages = jnp.where(jnp.isfinite(stages) & jnp.all(at.value == 0), stages, 0)
         tolerance = zero if guess.tolerance is None else guess.tolerance.astype(zero.dtype)

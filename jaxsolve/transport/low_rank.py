@@ -138,11 +138,12 @@ def objective(problem: EntropicTransport, factors: Factors) -> Scalar:
 
 
 def information(problem: EntropicTransport, factors: Factors) -> Scalar:
-    """KL(Q | a g')."""
+    """KL(Q | a g'), g of sum 1 as a target, with the masses of the plan and of a b'."""
     a, _ = problem.weights
-    own = jnp.exp(factors.left)
-    share = factors.middle - jnp.log(problem.mass)
-    return jnp.sum(a * jnp.sum(own * (factors.left - share), axis=1))
+    own, mass = jnp.exp(factors.left), problem.mass
+    share = factors.middle - jnp.log(mass)
+    found = jnp.sum(a * jnp.sum(own * (factors.left - share), axis=1))
+    return found + mass * (mass - 1 - jnp.log(mass))
 
 
 class LowRankTransport(AbstractProblem):

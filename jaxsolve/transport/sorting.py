@@ -13,18 +13,21 @@ Cuturi, Teboul and Vert, Differentiable ranking and sorting using optimal transp
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from ..core.vectors import dot, positive, root
+from ..core.vectors import dot, largest, positive, root
 from .entropic_transport import EntropicTransport
 from .geometry import Scalar
 
 
 def squash(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, " n"]:
     """Between 0 and 1, whatever the values' place and scale; 1/2 where all are the same."""
-    total = positive(jnp.sum(weights))
-    centred = values - dot(weights, values) / total
-    deviation = root(dot(weights, centred**2) / total)
+    total, live = positive(jnp.sum(weights)), weights > 0
+    centred = values - dot(weights, jnp.where(live, values, 0)) / total
+    # The unit does not change the result, but without it squares overflow and underflow.
+    centred = centred / positive(lax.stop_gradient(largest(jnp.where(live, centred, 0))))
+    deviation = root(dot(weights, jnp.where(live, centred, 0) ** 2) / total)
     return jax.nn.sigmoid(centred / positive(deviation))
 
 

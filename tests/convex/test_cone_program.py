@@ -73,6 +73,30 @@ def test_certificates_are_checked_against_the_data(x64):
     assert not bool(open_.certificate(js.Point(leaves, open_.zero_dual()), js.RESULTS.unbounded))
 
 
+@pytest.mark.parametrize("radius", [1.0, 1e4])
+def test_exact_solutions_are_judged_as_such(radius):
+    """Slacks that absorb their multipliers to the last digit leave a natural residual of 0."""
+    G, h = jnp.concatenate([jnp.zeros((1, 2)), -jnp.eye(2)]), jnp.array([radius, 0.0, 0.0])
+    costs = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)), jnp.float32)
+
+    def furthest(q):
+        problem = js.ConeProgram(None, q, G=G, h=h, cones=[js.SecondOrder(3)])
+        return js.solve(problem, throw=False)
+
+    found = jax.vmap(furthest)(costs)
+    assert bool(jnp.all(found.success))
+    expected = -radius * costs / jnp.linalg.norm(costs, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.value, expected, atol=2e-4 * radius)
+
+
+def test_cones_without_rows_are_none(x64):
+    cones = [js.Nonnegative(0), js.SecondOrder(3), js.Zero(0)]
+    G, h = jnp.concatenate([jnp.zeros((1, 2)), -jnp.eye(2)]), jnp.array([1.0, 0.0, 0.0])
+    for solver in (js.InteriorPoint(), js.OperatorSplitting()):
+        problem = js.ConeProgram(None, jnp.array([-3.0, -4.0]), G=G, h=h, cones=cones)
+        np.testing.assert_allclose(js.solve(problem, solver).value, [0.6, 0.8], atol=1e-7)
+
+
 def test_without_rows_it_is_a_linear_system(x64):
     P = jnp.array([[2.0, 0.5], [0.5, 1.0]])
     found = js.solve(js.ConeProgram(P, jnp.ones(2))).value

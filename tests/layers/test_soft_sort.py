@@ -38,6 +38,27 @@ def test_what_is_smooth_stays_monotone_and_keeps_means_and_scale(x64):
         np.testing.assert_allclose(matrix.T @ X, values, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e-24])
+def test_no_scale_overflows(size):
+    x = jnp.asarray(X * size, jnp.float32)
+    np.testing.assert_allclose(js.SoftRank(epsilon=1e-4)(x), rankdata(X), atol=1e-3)
+    np.testing.assert_allclose(js.SoftSort(epsilon=1e-4)(x) / size, np.sort(X), rtol=1e-3)
+
+
+def test_padding_has_no_part():
+    x, weights = jnp.asarray([*X, np.inf], jnp.float32), jnp.array([1.0] * 6 + [0.0])
+    ranks = js.SoftRank(epsilon=1e-4)(x, weights)
+    np.testing.assert_allclose(ranks[:6], js.SoftRank(epsilon=1e-4, targets=7)(x[:6]), atol=1e-3)
+    np.testing.assert_allclose(np.mean(ranks[:6]), 3.5, rtol=1e-5)
+    assert bool(jnp.all(jnp.isfinite(js.SoftSort(epsilon=1e-4)(x, weights))))
+
+
+def test_what_are_no_targets_is_named():
+    for targets in (0, 2.5, ()):
+        with pytest.raises(ValueError, match="SoftSort: `targets` must be"):
+            js.SoftSort(targets=targets)(jnp.arange(3.0))
+
+
 @pytest.mark.slow
 def test_targets_are_parts_of_the_sorted_values(x64):
     x = jnp.asarray(X)

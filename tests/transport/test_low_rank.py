@@ -43,9 +43,21 @@ def checked(plan, cost, a, b, epsilon):
     return float(plan.cost), linear + epsilon * np.sum(matrix * np.log(ratio))
 
 
-@pytest.mark.parametrize(
-    ("rank", "low", "high"), [(40, 0.0, 0.005), pytest.param(2, 0.2, 1.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mass", [0.3, 2.0])
+def test_the_bound_holds_for_any_total_weight(mass):
+    rng = np.random.default_rng(0)
+    cost, a, b = rng.uniform(size=(6, 5)), np.full(6, mass / 6), np.full(5, mass / 5)
+    problem = js.EntropicTransport(jnp.asarray(cost), jnp.asarray(a), jnp.asarray(b), epsilon=0.1)
+    plan = js.solve(problem, js.LowRankSinkhorn(5)).value
+    p = np.asarray(plan.matrix)
+    kl = np.sum(p * np.log(p / np.outer(a, b))) - p.sum() + mass**2
+    value = np.sum(p * cost) + 0.1 * kl
+    assert float(js.solve(problem).value.cost) <= value <= float(plan.cost)
+    np.testing.assert_allclose(plan.cost, value, rtol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "low", "high"), [(40, 0.0, 0.005), (2, 0.2, 1.0)])
 def test_a_larger_rank_comes_nearer_to_the_plan(rank, low, high):
     """From above, whatever the rank: the dense optimum is a lower bound."""
     x, y, a, b = points()

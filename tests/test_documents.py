@@ -116,7 +116,7 @@ def with_code(path: Path) -> bool:
 
 
 FAST = {"README.md"}
-SLOW = {"derivatives.md", "layers.md"}
+SLOW = {"derivatives.md", "layers.md", "schrodinger_bridge.md"}
 
 
 def pages() -> list:

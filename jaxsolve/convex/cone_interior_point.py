@@ -29,30 +29,20 @@ from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
-from . import sparse
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .cones import AbstractSymmetricCone, Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
+from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
 from .interior_point import UNKNOWN, less
+from .reduced import require_arrays
 from .splitting_form import Form, RowSlope, first_level, form_of, row_weights
 from .splitting_systems import Factored, NewtonSystem
 
 START, INTERIOR, POLISH = 0, 1, 2
 TRIES, PATIENCE = 4, 25
 """Newton steps in a row; steps without the residual falling to a half."""
-OPEN, INFEASIBLE, UNBOUNDED = 0, 1, 2
-
-
-class Ray(eqx.Module):
-    """A point of the embedding."""
-
-    x: Float[Array, " n"]
-    z: Float[Array, " m"]
-    s: Float[Array, " m"]
-    tau: Float[Array, ""]
-    kappa: Float[Array, ""]
 
 
 class State(eqx.Module):
@@ -95,13 +85,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
                     f"InteriorPoint takes Zero, Nonnegative, SecondOrder and PositiveSemidefinite "
                     f"cones, but `cones[{i}]` is {type(cone).__name__}: use OperatorSplitting."
                 )
-        for field in ("P", "A", "G"):
-            if sparse.is_matrix_free(getattr(problem, field)):
-                kind = type(getattr(problem, field)).__name__
-                raise TypeError(
-                    f"InteriorPoint factors its matrices, but `{field}` is a {kind}: give an "
-                    "array, or use OperatorSplitting."
-                )
+        require_arrays("InteriorPoint", problem)
 
     def init(self, problem: ConeProgram, guess: Guess) -> State:
         form, cone, h = _form(problem)

@@ -208,6 +208,11 @@ def require_dense(solver: Any, problem: Any) -> None:
     name = type(solver).__name__
     if not isinstance(problem, QuadraticProgram):
         raise TypeError(f"{name} solves a QuadraticProgram; got {type(problem).__name__}.")
+    require_arrays(name, problem)
+
+
+def require_arrays(name: str, problem: Any) -> None:
+    """Raise `TypeError` unless P, A and G are arrays."""
     for field in ("P", "A", "G"):
         if sparse.is_matrix_free(getattr(problem, field)):
             kind = type(getattr(problem, field)).__name__

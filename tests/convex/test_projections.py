@@ -475,3 +475,14 @@ def test_errors_name_the_field(region, point, error, match):
 def test_only_convex_sets_intersect():
     with pytest.raises(TypeError, match="KSparse, is not convex"):
         sets.Intersection(sets.Box(0.0), sets.KSparse(1))
+
+
+def test_capped_thresholds_do_not_run_in_circles(x64):
+    """At 480 Newton's method went to and fro between two pieces."""
+    p = jnp.concatenate([points("capped", seed) for seed in range(480, 1480)])
+    region = sets.CappedSimplex(2.2, 0.9)
+    found = jax.vmap(lambda p: js.solve(js.Projection(p, region), throw=False))(p)
+    assert bool(jnp.all(found.success))
+    x = found.value
+    np.testing.assert_allclose(jnp.sum(x, axis=1), 2.2, rtol=1e-12)
+    assert float(jnp.min(x)) >= 0 and float(jnp.max(x)) <= 0.9

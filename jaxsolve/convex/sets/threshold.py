@@ -74,10 +74,13 @@ def capped_threshold(values: Float[Array, " n"], cap: Float[Array, " n"], total:
         same = (counts[0] == above) & (counts[1] == full)
         low, high = jnp.where(gap > 0, tau, low), jnp.where(gap > 0, high, tau)
         newton = tau + gap / jnp.maximum(slope, 1)
-        inside = (slope > 0) & (newton >= low) & (newton <= high)
+        # One end is tau; a step to the other one would come back.
+        inside = (slope > 0) & jnp.where(gap > 0, newton < high, newton > low)
         middle = low + (high - low) / 2
         new = jnp.where(gap == 0, tau, jnp.where(inside, newton, middle))
         stuck = (middle <= low) | (middle >= high)
+        # After Newton's step the same piece has the root; after a bisection it need not.
+        counts = tuple(jnp.where(inside, count, -1) for count in counts)
         done = (gap == 0) | (same & (slope > 0)) | (stuck & ~inside) | (steps >= _LIMIT)
         return (new, low, high, *counts, steps + 1), done
 

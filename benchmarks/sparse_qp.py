@@ -1,12 +1,13 @@
 """A sparse quadratic program: `OperatorSplitting` on BCOO matrices beside OSQP's C code.
 
-    python benchmarks/sparse_qp.py [--variables N] [--rows M] [--density D] [--skip-osqp]
+    taskset -c 0 python -m benchmarks.sparse_qp [--variables N] [--rows M] [--density D]
 
 Both are asked for the same tolerance (1e-8, absolute and relative). Times are of a second call;
 OSQP's are its own figures, of setup and solve. The derivative is a gradient in q, by MINRES.
 """
 
 import argparse
+import importlib
 import time
 
 import jax
@@ -16,6 +17,8 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 import jaxsolve as js
+
+from .side_by_side import figure, markdown, number, write
 
 TOLERANCE = 1e-8
 
@@ -57,15 +60,13 @@ def second_call(fn, *args):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--variables", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=10000)
     parser.add_argument("--density", type=float, default=1e-3)
-    parser.add_argument("--skip-osqp", action="store_true")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    print("| P | solver | seconds | steps | residual | gradient, seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    start, rows, figures = time.perf_counter(), [], []
     for name, P, q, G, h in programs(options.variables, options.rows, options.density):
         sparse_P, sparse_G = bcoo(P), bcoo(G)
 
@@ -80,14 +81,9 @@ def main() -> None:
             jax.jit(jax.grad(lambda q, h, solve=solve: jnp.sum(solve(q, h).value ** 2))), *data
         )
         residual = float(found.stats.residual.relative)
-        print(
-            f"| {name} | jaxsolve | {seconds:.2f} | {int(found.stats.steps)} | {residual:.1e} | "
-            f"{slope:.2f} |"
-        )
-        if options.skip_osqp:
-            continue
-        import osqp
-
+        rows.append([name, "jaxsolve", number(seconds), str(int(found.stats.steps))])
+        rows[-1] += [number(residual), number(slope)]
+        osqp = importlib.import_module("osqp")
         solver = osqp.OSQP()
         solver.setup(
             scipy.sparse.triu(P).tocsc(),
@@ -103,7 +99,20 @@ def main() -> None:
         )
         info = solver.solve().info
         total = info.setup_time + info.solve_time
-        print(f"| {name} | OSQP | {total:.2f} | {info.iter} | {info.status} | |", flush=True)
+        rows.append([name, "OSQP", number(total), str(info.iter), info.status, "-"])
+        figures += [
+            figure(f"{name}: a solve", seconds, "s", "jaxsolve", total),
+            figure(f"{name}: solve and gradient", slope, "s", "jaxsolve"),
+            figure(f"{name}: a solve", total, "s", "OSQP"),
+        ]
+    header = ["P", "solver", "seconds", "steps", "residual", "with the gradient, seconds"]
+    size = f"{options.variables} variables, {options.rows} rows, density {options.density}, float64"
+    text = "# A sparse quadratic program\n\n" + (__doc__ or "").split("\n\n")[2]
+    table = f"{text}\n{size}.\n\n{markdown(header, rows)}"
+    seconds = time.perf_counter() - start
+    packages = ("jaxsolve", "jax", "osqp")
+    write("sparse_qp", figures, table, seconds=seconds, dtype="float64", packages=packages)
+    print(table)
 
 
 if __name__ == "__main__":

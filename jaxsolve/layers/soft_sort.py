@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.adjoint import AbstractAdjoint
@@ -51,17 +52,15 @@ class _ToTargets(eqx.Module):
 
     def _shares(self, values: Vector) -> Float[Array, " m"]:
         """The weights of the targets, of sum 1."""
-        targets = jnp.asarray(values.size if self.targets is None else self.targets)
-        if targets.ndim == 0 and jnp.issubdtype(targets.dtype, jnp.integer):
-            count = int(targets)
-            if count >= 1:
-                return jnp.full((count,), 1 / count, values.dtype)
-        if targets.ndim != 1 or targets.size == 0:
+        targets: Any = values.size if self.targets is None else self.targets
+        if isinstance(targets, int | np.integer) and targets >= 1:
+            targets = np.ones(targets)
+        shares = jnp.asarray(targets, values.dtype)
+        if shares.ndim != 1 or shares.size == 0:
             raise ValueError(
                 f"{type(self).__name__}: `targets` must be a number of at least 1, or one vector "
                 f"of weights; it is {self.targets!r}."
             )
-        shares = targets.astype(values.dtype)
         return shares / positive(jnp.sum(shares))
 
     def _checked(self, values: Any, weights: Any, axes: tuple[int, ...]) -> tuple[Array, Array]:

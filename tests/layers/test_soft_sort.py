@@ -53,6 +53,13 @@ def test_padding_has_no_part():
     assert bool(jnp.all(jnp.isfinite(js.SoftSort(epsilon=1e-4)(x, weights))))
 
 
+def test_targets_of_a_layer_in_a_compiled_program():
+    x = jnp.asarray(X, jnp.float32)
+    for targets in (None, 2, np.int64(2), (0.5, 0.5)):
+        layer = js.SoftSort(targets=targets)
+        np.testing.assert_allclose(jax.jit(layer)(x), layer(x), rtol=1e-5)
+
+
 def test_what_are_no_targets_is_named():
     for targets in (0, 2.5, ()):
         with pytest.raises(ValueError, match="SoftSort: `targets` must be"):

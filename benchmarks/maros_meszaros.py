@@ -78,15 +78,21 @@ def by_us(program: Program) -> Found:
     return Found(x, seconds, float(stats.residual.relative), int(stats.steps), verdict)
 
 
+def one_sided(program: Program) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(G, h) of Gx <= h, and (A, b) of the equalities."""
+    equal = program.l == program.u
+    above, below = np.isfinite(program.u) & ~equal, np.isfinite(program.l) & ~equal
+    rows = np.concatenate([program.A[above], -program.A[below]])
+    ends = np.concatenate([program.u[above], -program.l[below]])
+    return [(rows, ends), (program.A[equal], program.u[equal])]
+
+
 def by_qpsolvers(solver: str, **settings):
     def solve(program: Program) -> Found:
         qpsolvers = importlib.import_module("qpsolvers")
 
-        equal = program.l == program.u
-        above, below = np.isfinite(program.u) & ~equal, np.isfinite(program.l) & ~equal
-        rows = np.concatenate([program.A[above], -program.A[below]])
-        ends = np.concatenate([program.u[above], -program.l[below]])
-        sides = [(rows, ends), (program.A[equal], program.u[equal])]
+        sides = one_sided(program)
+        ends = sides[0][1]
         matrices = [program.P, *(rows for rows, _ in sides)]
         if solver == "clarabel":
             matrices = [scipy.sparse.csc_matrix(x) for x in matrices]
@@ -94,7 +100,7 @@ def by_qpsolvers(solver: str, **settings):
             matrices[0],
             program.q,
             *((matrices[1], sides[0][1]) if len(ends) else (None, None)),
-            *((matrices[2], sides[1][1]) if equal.any() else (None, None)),
+            *((matrices[2], sides[1][1]) if len(sides[1][1]) else (None, None)),
         )
         call = lambda: qpsolvers.solve_problem(problem, solver, **settings)
         found, seconds = timed(call)
@@ -108,13 +114,10 @@ def by_qpsolvers(solver: str, **settings):
 def by_mpax(program: Program) -> Found:
     mpax = importlib.import_module("mpax")
 
-    equal = program.l == program.u
-    above, below = np.isfinite(program.u) & ~equal, np.isfinite(program.l) & ~equal
     # mpax takes Gx >= h.
-    G = np.concatenate([-program.A[above], program.A[below]])
-    h = np.concatenate([-program.u[above], program.l[below]])
+    (rows, ends), equalities = one_sided(program)
     free = np.full(program.q.size, np.inf)
-    parts = (program.P, program.q, program.A[equal], program.u[equal], G, h, -free, free)
+    parts = (program.P, program.q, *equalities, -rows, -ends, -free, free)
     made = mpax.create_qp(*(jnp.asarray(x) for x in parts), use_sparse_matrix=False)
     method = mpax.raPDHG(eps_abs=1e-6, eps_rel=1e-6, iteration_limit=50_000)
     found, seconds = timed(lambda: method.optimize(made))

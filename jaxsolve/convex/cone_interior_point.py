@@ -117,12 +117,10 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
         # D of the iterate, of Newton's point, or (I + I)^-1.
         scaling = cone.scaling(root * old.s, old.z / root)
-        row = form.apply(state.trial_x)
-        v = row + state.trial_z / weight
+        trial_row = form.apply(state.trial_x)
+        v = trial_row + state.trial_z / weight
         inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
-        slope = jax.tree.map(
-            lambda a, b: jnp.where(polish, a, b), cone.slope(h - v), inner, is_leaf=eqx.is_array
-        )
+        slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), cone.slope(h - v), inner)
         newton = NewtonSystem.of(
             Factored.of(form), RowSlope(weight[:0], slope), weight, 0 * old.tau
         )
@@ -134,13 +132,13 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             return newton.refined(gradient, bent + other, 1 if q.dtype == jnp.float64 else 2)
 
         # The response to tau, and the predictor or Newton's step.
-        bent, row = form.bend(old.x), form.apply(old.x)
+        bent = form.bend(old.x)
         curved = dot(old.x, bent) / old.tau**2
         r_x = bent + form.transposed(old.z) + q * old.tau
-        r_z = row + old.s - h * old.tau
+        r_z = form.apply(old.x) + old.s - h * old.tau
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
         gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
-        gap = form.apply(state.trial_x) - form.project(v)
+        gap = trial_row - form.project(v)
         (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
             jnp.stack([q, jnp.where(polish, gradient, r_x)]),
             jnp.stack([-h, jnp.where(polish, 0, r_z)]),

@@ -1,7 +1,7 @@
 """Linear least squares, ||A x - b||^2 / 2, that are given by their residuals: what the sketching
 solvers share. A is the Jacobian of the residuals, known by its products and, once, as a matrix."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 
+from ..core.checks import check_kind
+from ..core.problem import AbstractProblem
 from ..core.solution import Point
 from ..core.solver import AbstractPreconditioner
 from ..core.vectors import identity, matmul, positive, ravel, root
@@ -76,6 +78,24 @@ def sketched(
     factor = rows.T / jnp.where(keep, values, 1.0) / units[:, None]
     move = -matmul(factor, jnp.where(keep, matmul(matmul(right, q), left), 0.0))
     return Inverse(factor), move
+
+
+def linear_problem(
+    solver: Any, problem: AbstractProblem, init: PyTree | None
+) -> tuple[LeastSquares, PyTree[Array]]:
+    """The prepared problem and the first guess of a solver with a `sketch`.
+
+    Raises:
+        TypeError: another problem, or one that is not linear.
+        ValueError: the sketch has fewer rows than there are variables.
+    """
+    check_kind(solver, problem, LeastSquares)
+    found, value = problem.prepare(init)
+    assert isinstance(found, LeastSquares)
+    name = type(solver).__name__
+    check_linear(name, found, value)
+    check_rows(name, solver.sketch, value)
+    return found, value
 
 
 def check_linear(name: str, problem: LeastSquares, value: PyTree[Array]) -> None:

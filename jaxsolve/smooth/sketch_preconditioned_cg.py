@@ -23,7 +23,7 @@ from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, matmul, norm, positive, ravel
-from .affine import Affine, Inverse, Residuals, check_linear, check_rows, sketched
+from .affine import Affine, Inverse, Residuals, linear_problem, sketched
 from .forms import Scalar, Vector, gradient_measure, shaper
 from .problems import LeastSquares
 from .sketched_least_squares import draw
@@ -97,12 +97,7 @@ class SketchPreconditionedCG(AbstractSolver[LeastSquares]):
     def prepare(
         self, problem: AbstractProblem, init: PyTree | None, key: Any = None
     ) -> tuple[AbstractProblem, PyTree[Array]]:
-        check_kind(self, problem, LeastSquares)
-        problem, value = problem.prepare(init)
-        assert isinstance(problem, LeastSquares)
-        check_linear("SketchPreconditionedCG", problem, value)
-        check_rows("SketchPreconditionedCG", self.sketch, value)
-        return problem, value
+        return linear_problem(self, problem, init)
 
     def init(self, problem: LeastSquares, guess: Guess) -> SketchPreconditionedCGState:
         affine, vector = Affine(problem, guess.primal), ravel(guess.primal)

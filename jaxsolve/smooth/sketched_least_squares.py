@@ -24,7 +24,7 @@ from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import norm, ravel
-from .affine import Affine, Inverse, check_linear, check_rows, count, sketched
+from .affine import Affine, Inverse, count, linear_problem, sketched
 from .forms import Scalar, gradient_measure, shaper
 from .problems import LeastSquares
 from .sketches import AbstractDrawn, AbstractSketch
@@ -95,11 +95,7 @@ class SketchedLeastSquares(AbstractSolver[LeastSquares]):
     def prepare(
         self, problem: AbstractProblem, init: PyTree | None, key: Array | None = None
     ) -> tuple[AbstractProblem, PyTree[Array]]:
-        check_kind(self, problem, LeastSquares)
-        whole, value = problem.prepare(init)
-        assert isinstance(whole, LeastSquares)
-        check_linear("SketchedLeastSquares", whole, value)
-        check_rows("SketchedLeastSquares", self.sketch, value)
+        whole, value = linear_problem(self, problem, init)
         drawn = draw(self.sketch, key, whole, value)
         return _Sketched(whole.fn, whole.args, size=whole.size, drawn=drawn), value
 

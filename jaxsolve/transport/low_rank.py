@@ -38,6 +38,7 @@ from ..core.vectors import matmul, positive
 from .cost_products import cost_product
 from .entropic_transport import EntropicTransport
 from .geometry import Columns, Rows, Scalar
+from .plan import check_vector
 
 _STEP, _LARGEST_STEP, _LEAST_STEP = 1.0, 3.0, 1e-3
 """Of a mirror step: how far the logarithm of an entry may move."""
@@ -111,13 +112,7 @@ class LowRankPlan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        if axis not in (0, 1):
-            raise ValueError(f"LowRankPlan.apply: `axis` must be 0 or 1; got {axis}.")
-        if vector.shape[:1] != (self.shape[axis],):
-            raise ValueError(
-                f"LowRankPlan.apply: `vector` has shape {vector.shape}, but axis {axis} of the "
-                f"plan has length {self.shape[axis]}."
-            )
+        check_vector("LowRankPlan.apply", self.shape, vector, axis)
         into, out = self.parts[:: 1 if axis == 0 else -1]
         gathered = jnp.tensordot(into, vector, (0, 0), precision="highest")
         shared = gathered / self.weights.reshape((-1,) + (1,) * (vector.ndim - 1))

@@ -91,7 +91,7 @@ class Plan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        self._check("apply", vector, axis)
+        check_vector("Plan.apply", self.shape, vector, axis)
         if (axis == 1) != self.problem.flipped:
             return self._apply(vector)
         sums = self.problem.sums(self.at)
@@ -105,7 +105,7 @@ class Plan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        self._check("mean", vector, axis)
+        check_vector("Plan.mean", self.shape, vector, axis)
         sums = self.problem.sums(self.at)
         if (axis == 1) != self.problem.flipped:
             _, b = self.problem.weights
@@ -161,19 +161,21 @@ class Plan(eqx.Module):
 
         return along
 
-    def _check(self, method: str, vector: Array, axis: int) -> None:
-        if axis not in (0, 1):
-            raise ValueError(f"Plan.{method}: `axis` must be 0 or 1; got {axis}.")
-        if vector.shape[:1] != (self.shape[axis],):
-            raise ValueError(
-                f"Plan.{method}: `vector` has shape {vector.shape}, but axis {axis} of the plan "
-                f"has length {self.shape[axis]}."
-            )
-
     def _apply(self, vector: Array) -> Array:
         sums = self.problem.sums(self.at)
         _, b = self.problem.weights
         return _scaled(sums.rows, sums.kernel.rows(_scaled(b * sums.columns, vector)))
+
+
+def check_vector(method: str, shape: tuple[int, int], vector: Array, axis: int) -> None:
+    """Raise `ValueError` where a plan of that shape cannot be applied to a vector along an axis."""
+    if axis not in (0, 1):
+        raise ValueError(f"{method}: `axis` must be 0 or 1; got {axis}.")
+    if vector.shape[:1] != (shape[axis],):
+        raise ValueError(
+            f"{method}: `vector` has shape {vector.shape}, but axis {axis} of the plan has length "
+            f"{shape[axis]}."
+        )
 
 
 def _scaled(weights: Array, vector: Array) -> Array:

@@ -41,19 +41,26 @@ def least_squares_multipliers(problem: Any, x: Float[Array, " n"]) -> Dual:
         signed.append(~close if gap is None else close)
     if not rows:
         return Dual()
-    data = (
-        jnp.concatenate(rows),
-        found.gradient,
-        jnp.concatenate(allowed),
-        jnp.concatenate(signed),
+    u = signed_multipliers(
+        jnp.concatenate(rows), found.gradient, jnp.concatenate(allowed), jnp.concatenate(signed)
     )
-    u = run(Program(_begin, _step, lambda data, carry: carry[0]), data)
     parts, at = [], 0
     for field in (problem.b, problem.h, problem.lower, problem.upper):
         count = None if field is None else field.shape[0]
         parts.append(None if count is None else u[at : at + count])
         at += count or 0
     return Dual(*parts)
+
+
+def signed_multipliers(
+    rows: Float[Array, "m n"],
+    gradient: Float[Array, " n"],
+    allowed: Bool[Array, " m"],
+    signed: Bool[Array, " m"],
+) -> Float[Array, " m"]:
+    """u that makes |gradient + rows'u| least, 0 where not `allowed`, at least 0 where `signed`."""
+    data = (rows, gradient, allowed, signed)
+    return run(Program(_begin, _step, lambda data, carry: carry[0]), data)
 
 
 def _begin(data) -> tuple[Any, Bool[Array, ""]]:

@@ -1,0 +1,1 @@
+"""Bilevel optimisation: one variable solves a problem in another."""

@@ -1,0 +1,386 @@
+"""Bilevel problems: an objective of two variables, one of which solves a problem in the other.
+
+    minimise F(x, y) over x in X and y,   where y solves
+        minimise f(x, y) over y in Y   subject to   h(x, y) = 0,   g(x, y) <= 0
+
+With u = (y, mu, lam), the lower level's multipliers included, y solves it (f and g convex in y)
+when r(x, u) = 0:
+
+    r = (grad_y l, h, min(lam, -g)),   l = f + mu'h + lam'g                                   (1)
+
+where for a set Y the first part is y - P_Y(y - grad_y l). What remains is to minimise F subject to
+(1), and of that the Lagrangian L = F + v'r is stationary in x, u and v:
+
+    grad_u L = 0    the adjoint system, (dr/du)' v = -grad_u F
+    grad_x L = 0    the hypergradient, grad_x F + (dr/dx)' v
+
+As derivatives of one function they have a symmetric Jacobian; a derivative of a bilevel solution
+(three levels) goes through it. Where y is not unique, v is the least one in norm, and the
+conditions are those of the y that is best for F.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ..convex.composite import Composite
+from ..convex.multipliers import signed_multipliers
+from ..convex.penalties import Indicator
+from ..convex.sets.base import AbstractSet
+from ..core.checks import show
+from ..core.closure import open_function, restore
+from ..core.linear import Operator, checked
+from ..core.problem import AbstractProblem, Structure
+from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.vectors import clean, largest, ravel
+from ..smooth.problems import Minimise
+
+if TYPE_CHECKING:
+    from ..core.solver import AbstractSolver
+
+Scalar = Float[Array, ""]
+Pair = tuple[PyTree, PyTree]
+
+
+class LowerPoint(eqx.Module):
+    """u = (y, mu, lam): a point of the lower level's conditions; also their residual, and v.
+
+    Attributes:
+        primal: y, or what belongs to it.
+        equality, inequality: of the shapes of h and g, `None` without them.
+    """
+
+    primal: PyTree[Array]
+    equality: PyTree[Array] = None
+    inequality: PyTree[Array] = None
+
+
+class BilevelDual(eqx.Module):
+    """The lower level's multipliers, and those of its conditions.
+
+    Attributes:
+        equality, inequality: mu and lam >= 0, of h(x, y) = 0 and g(x, y) <= 0.
+        adjoint: v, of the conditions r(x, u) = 0.
+    """
+
+    equality: PyTree[Array]
+    inequality: PyTree[Array]
+    adjoint: LowerPoint
+
+
+class Bilevel(AbstractProblem):
+    """minimise upper(x, y, args) over x and y, where y minimises lower(x, y, args).
+
+    Example:
+        ```python
+        fit = lambda x, y, args: jnp.sum((y - 1.0) ** 2) + 0.1 * jnp.sum(x**2)
+        ridge = lambda x, y, args: jnp.sum((y - args) ** 2) + jnp.sum(jnp.exp(x) * y**2)
+        problem = Bilevel(fit, ridge, jnp.array([2.0, 3.0]))
+        x, y = solve(problem, init=(jnp.zeros(2), jnp.zeros(2))).value
+        ```
+
+    The lower level is convex in y; where its solution is not unique, y is the one that is best for
+    `upper`. Values are pairs `(x, y)` of any pytrees; `init` is such a pair. The dual is a
+    `BilevelDual`.
+
+    A point is judged by the lower level's conditions (primal residual and complementarity), and by
+    the exact hypergradient, projected on X, and the adjoint system (dual residual, relative to
+    max(1, |grad F|)).
+
+    Args:
+        upper: F(x, y, args), a real scalar.
+        lower: f(x, y, args), a real scalar.
+        args: their data, any pytree; what a derivative of the solution is taken in.
+        coupling: g(x, y, args), arrays that must be at most 0, as a constraint of the lower level.
+        coupling_equality: h(x, y, args), arrays that must be 0, likewise.
+        upper_set: X, one of `jaxsolve.sets`.
+        lower_set: Y.
+    """
+
+    upper: Callable[[PyTree, PyTree, PyTree], Any]
+    lower: Callable[[PyTree, PyTree, PyTree], Any]
+    args: PyTree = None
+    coupling: Callable[[PyTree, PyTree, PyTree], Any] | None = eqx.field(default=None, kw_only=True)
+    coupling_equality: Callable[[PyTree, PyTree, PyTree], Any] | None = eqx.field(
+        default=None, kw_only=True
+    )
+    upper_set: AbstractSet | None = eqx.field(default=None, kw_only=True)
+    lower_set: AbstractSet | None = eqx.field(default=None, kw_only=True)
+
+    # --- the functions ---------------------------------------------------------------------
+
+    def objective(self, x: PyTree[Array], y: PyTree[Array]) -> Scalar:
+        """F(x, y)."""
+        return self.upper(x, y, self.args)
+
+    def inner(self, x: PyTree[Array], y: PyTree[Array]) -> Scalar:
+        """f(x, y)."""
+        return self.lower(x, y, self.args)
+
+    def equality(self, x: PyTree[Array], y: PyTree[Array]) -> PyTree[Array]:
+        """h(x, y), `None` without one."""
+        return None if self.coupling_equality is None else self.coupling_equality(x, y, self.args)
+
+    def inequality(self, x: PyTree[Array], y: PyTree[Array]) -> PyTree[Array]:
+        """g(x, y), `None` without one."""
+        return None if self.coupling is None else self.coupling(x, y, self.args)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether constraints join the two variables."""
+        return self.coupling is not None or self.coupling_equality is not None
+
+    def into_upper(self, x: PyTree[Array]) -> PyTree[Array]:
+        """P_X(x)."""
+        return x if self.upper_set is None else self.upper_set.project(x)
+
+    def into_lower(self, y: PyTree[Array]) -> PyTree[Array]:
+        """P_Y(y)."""
+        return y if self.lower_set is None else self.lower_set.project(y)
+
+    def lower_problem(self, x: PyTree[Array]) -> Minimise | Composite:
+        """The lower level at x, without coupling constraints."""
+        fn, args = _LowerAt(self.lower), (x, self.args)
+        if self.lower_set is None:
+            return Minimise(fn, args)
+        return Composite(fn, Indicator(self.lower_set), args)
+
+    def sample(self, key: Array) -> "Bilevel":
+        """The problem on a random batch of its data; here, on all of them."""
+        return self
+
+    # --- the conditions --------------------------------------------------------------------
+
+    def lower_residual(self, x: PyTree[Array], lower: LowerPoint) -> LowerPoint:
+        """r(x, u) of (1)."""
+        y = lower.primal
+
+        def lagrangian(y: PyTree[Array]) -> Scalar:
+            out = self.inner(x, y)
+            out = out + _dot(lower.equality, self.equality(x, y))
+            return out + _dot(lower.inequality, self.inequality(x, y))
+
+        first = jax.grad(lagrangian)(y)
+        if self.lower_set is not None:
+            moved = jax.tree.map(jnp.subtract, y, first)
+            first = jax.tree.map(jnp.subtract, y, self.lower_set.project(moved))
+        slack = jax.tree.map(jnp.negative, self.inequality(x, y))
+        pairs = jax.tree.map(jnp.minimum, lower.inequality, slack)
+        return LowerPoint(first, self.equality(x, y), pairs)
+
+    def _derivatives(self, point: Point) -> tuple[PyTree, LowerPoint, LowerPoint]:
+        """grad_x L, grad_u L and grad_v L = r."""
+        x, y = point.primal
+        dual: BilevelDual = point.dual
+        lower = LowerPoint(y, dual.equality, dual.inequality)
+
+        def lagrangian(x: PyTree, lower: LowerPoint, adjoint: LowerPoint) -> tuple:
+            residual = self.lower_residual(x, lower)
+            return self.objective(x, lower.primal) + _dot(adjoint, residual), residual
+
+        both = jax.grad(lagrangian, argnums=(0, 1), has_aux=True)
+        (gradient, system), residual = both(x, lower, dual.adjoint)
+        return gradient, system, residual
+
+    def stationarity(self, x: PyTree[Array], gradient: PyTree[Array]) -> PyTree[Array]:
+        """The hypergradient; with a set X, x - P_X(x - hypergradient)."""
+        if self.upper_set is None:
+            return gradient
+        moved = jax.tree.map(jnp.subtract, x, gradient)
+        return jax.tree.map(jnp.subtract, x, self.upper_set.project(moved))
+
+    @property
+    def _smooth_lower(self) -> bool:
+        return self.lower_set is None and self.coupling is None
+
+    @property
+    def structure(self) -> Structure:
+        return Structure(symmetric=self.upper_set is None)
+
+    def optimality(self, point: Point) -> Point:
+        gradient, system, residual = self._derivatives(point)
+        first = self.stationarity(point.primal[0], gradient)
+        dual = BilevelDual(system.equality, system.inequality, residual)
+        return Point((first, system.primal), dual)
+
+    def residual(self, point: Point) -> Residual:
+        gradient, system, residual = self._derivatives(point)
+        first = self.stationarity(point.primal[0], gradient)
+        size = largest(jax.grad(self.objective, argnums=(0, 1))(*point.primal))
+        one = jnp.ones_like(size)
+        pairs = jnp.zeros_like(size)
+        if residual.inequality is not None:
+            pairs = largest(residual.inequality)
+        return Residual(
+            primal=largest((residual.primal, residual.equality)),
+            dual=largest((first, system)),
+            complementarity=pairs,
+            scale=Scale(one, jnp.maximum(one, size), one),
+        )
+
+    def multipliers(self, value: Pair) -> BilevelDual:
+        """Of the lower level by least squares on the constraints that are active, then v."""
+        x, y = value
+        lower = LowerPoint(y)
+        if self.coupled:
+            lower = LowerPoint(y, *self._lower_multipliers(x, y))
+        return self.dual(x, lower)
+
+    def dual(self, x: PyTree[Array], lower: LowerPoint) -> BilevelDual:
+        """The multipliers of a point whose lower level has been solved: v is found."""
+        return BilevelDual(lower.equality, lower.inequality, self.adjoint(x, lower))
+
+    def adjoint(self, x: PyTree[Array], lower: LowerPoint) -> LowerPoint:
+        """v of the adjoint system, (dr/du)' v = -grad_u F; the least one in norm where the system
+        is singular, and its least squares where it has no solution."""
+        flat, unravel = ravel_pytree(lower)
+
+        def residual(u: Array) -> Array:
+            return ravel(self.lower_residual(x, unravel(u)))
+
+        slope = ravel(jax.grad(lambda low: self.objective(x, low.primal))(lower))
+        _, pullback = jax.vjp(residual, flat)
+        operator = Operator(
+            lambda v: pullback(v)[0],
+            lambda w: jax.jvp(residual, (flat,), (w,))[1],
+            Structure(self._smooth_lower, self._smooth_lower and not self.coupled),
+        )
+        return unravel(checked(None, operator, -slope).x)
+
+    def _lower_multipliers(self, x: PyTree[Array], y: PyTree[Array]) -> tuple[PyTree, PyTree]:
+        """mu and lam >= 0 of the active constraints that make grad_y l least; with a set Y, of its
+        part along the face of Y on which y lies."""
+        flat, unravel = ravel_pytree(y)
+        gradient = ravel(jax.grad(lambda y: self.inner(x, y))(y))
+        rows, allowed, signed, backs = [], [], [], []
+        for fn, inequality in ((self.equality, False), (self.inequality, True)):
+            found = fn(x, y)
+            values, back = ravel_pytree(found)
+            backs.append((values.size, back))
+            if found is None:
+                continue
+            rows.append(jax.jacrev(lambda v, fn=fn: ravel(fn(x, unravel(v))))(flat))
+            near = jnp.finfo(flat.dtype).eps ** 0.33 * jnp.maximum(largest(flat), 1)
+            allowed.append(values >= -near if inequality else jnp.ones_like(values, bool))
+            signed.append(jnp.full_like(values, inequality, bool))
+        matrix = jnp.concatenate(rows)
+        if self.lower_set is not None:
+            project = lambda v: ravel(self.into_lower(unravel(v)))
+            moved = flat - gradient
+            face = lambda d: jax.jvp(project, (moved,), (d,))[1]
+            matrix, gradient = jax.vmap(face)(matrix), face(gradient)
+        u = signed_multipliers(matrix, gradient, jnp.concatenate(allowed), jnp.concatenate(signed))
+        parts, at = [], 0
+        for size, back in backs:
+            parts.append(back(u[at : at + size]) if size else None)
+            at += size
+        return parts[0], parts[1]
+
+    # --- the door --------------------------------------------------------------------------
+
+    def default_solver(self) -> "AbstractSolver":
+        from .hypergradient_descent import HypergradientDescent
+        from .lvhba import LVHBA
+
+        return LVHBA() if self.coupled else HypergradientDescent()
+
+    def prepare(self, init: PyTree | None) -> tuple[Self, Pair]:
+        name = type(self).__name__
+        check_pair(name, init)
+        opened, value = {}, None
+        for field in ("upper", "lower", "coupling", "coupling_equality"):
+            fn = getattr(self, field)
+            if fn is None:
+                continue
+            closed, value, out = open_function(name, _OfPair(fn), init, self.args)
+            opened[field] = Opened(closed)
+            _check_out(name, field, out)
+        assert value is not None
+        for field, part in (("upper_set", value[0]), ("lower_set", value[1])):
+            check_set(name, field, getattr(self, field), part)
+        names = list(opened)
+        prepared = eqx.tree_at(
+            lambda p: [getattr(p, n) for n in names], self, [opened[n] for n in names]
+        )
+        return prepared, value
+
+    def restore(self, value: PyTree[Array]) -> PyTree:
+        return restore(self.upper.inner, value) if isinstance(self.upper, Opened) else value
+
+    def screen(self, guess: Guess) -> tuple[Any, Point]:
+        usable = clean(guess.primal, (self.args, self.upper_set, self.lower_set))
+        result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
+        dual = guess.dual if isinstance(guess.dual, BilevelDual) else None
+        return result, Point(guess.primal, dual)
+
+
+class Opened(eqx.Module):
+    """A user's function of (x, y, args), traced, of the floating arrays of x and y alone."""
+
+    inner: Callable
+
+    def __call__(self, x: PyTree[Array], y: PyTree[Array], args: PyTree) -> PyTree[Array]:
+        return self.inner((x, y), args)
+
+
+class _OfPair(eqx.Module):
+    fn: Callable
+
+    def __call__(self, value: Pair, args: PyTree) -> PyTree:
+        return self.fn(value[0], value[1], args)
+
+
+class _LowerAt(eqx.Module):
+    fn: Callable
+
+    def __call__(self, y: PyTree[Array], data: PyTree) -> Scalar:
+        return self.fn(data[0], y, data[1])
+
+
+def check_pair(name: str, init: PyTree | None) -> None:
+    """Raise unless a guess is a pair (x, y)."""
+    if not isinstance(init, tuple) or len(init) != 2:
+        found = "None" if init is None else type(init).__name__
+        raise TypeError(f"{name} needs `init`, a pair (x, y) of guesses; got {found}.")
+
+
+def check_set(name: str, field: str, found: Any, part: PyTree[Array]) -> None:
+    """Raise unless a set is one, or absent, and fits its variable."""
+    if found is None:
+        return
+    if not isinstance(found, AbstractSet):
+        raise TypeError(
+            f"{name}: `{field}` must be one of jaxsolve.sets; got {type(found).__name__}."
+        )
+    found.problem(part)
+
+
+def _check_out(name: str, field: str, out: PyTree) -> None:
+    """Raise unless objectives are real scalars and constraints floating arrays."""
+    if field in ("upper", "lower"):
+        scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
+        if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
+            raise TypeError(
+                f"{name}: `{field}` must return a real scalar (shape ()), not {show(out)}."
+            )
+        return
+    leaves = jtu.tree_flatten_with_path(out)[0]
+    if not leaves:
+        raise TypeError(f"{name}: `{field}` returns no arrays.")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: `{field}(x, y, args){jtu.keystr(path)}` is {show(leaf)}; constraints are "
+                "real floating-point arrays."
+            )
+
+
+def _dot(left: PyTree[Array], right: PyTree[Array]) -> Scalar | float:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return sum((jnp.sum(a * b) for a, b in pairs), start=0.0)

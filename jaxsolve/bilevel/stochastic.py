@@ -1,0 +1,167 @@
+"""Bilevel problems whose levels are means over data, for solvers that look at batches of them.
+
+F(x, y) = mean over upper data,   f(x, y) = mean over lower data
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+from jaxtyping import Array, Int, PyTree
+
+from ..core.adjoint import AbstractAdjoint, Detached
+from ..core.checks import show
+from ..core.problem import AbstractProblem, Structure
+from ..core.solution import Point, Residual
+from .bilevel import Bilevel, Pair
+
+if TYPE_CHECKING:
+    from ..core.solver import AbstractSolver
+
+
+class StochasticBilevel(AbstractProblem):
+    """minimise the mean of upper(x, y, batch, args), where y minimises that of lower(x, y, ...).
+
+    Example:
+        ```python
+        loss = lambda x, y, batch, args: jnp.mean((batch[0] @ y - batch[1]) ** 2)
+        ridge = lambda x, y, batch, args: loss(x, y, batch, args) + jnp.sum(jnp.exp(x) * y**2)
+        keys = jax.random.split(jax.random.key(0))
+        data = [(jax.random.normal(k, (64, 3)), jnp.ones(64)) for k in keys]
+        problem = StochasticBilevel(loss, ridge, data[0], data[1], batch_size=16)
+        solve(problem, SOBA(steps=50), init=(jnp.zeros(3), jnp.zeros(3)))
+        ```
+
+    Both functions are means over the samples of their batch (the first axis of each array), and are
+    called with batches and, once at the end for the verdict, with all data: the point is judged as
+    that of a `Bilevel`, by the exact hypergradient. Deterministic solvers take all data each step.
+
+    Args:
+        upper: F of a batch (x, y, batch, args), a real scalar.
+        lower: f of a batch, likewise.
+        upper_data, lower_data: pytrees of arrays, samples along their first axes.
+        args: more data, any pytree, that is not cut into batches.
+        batch_size: samples in a batch, of either data (all, where there are fewer).
+    """
+
+    upper: Callable[[PyTree, PyTree, PyTree, PyTree], Any]
+    lower: Callable[[PyTree, PyTree, PyTree, PyTree], Any]
+    upper_data: PyTree[Array]
+    lower_data: PyTree[Array]
+    args: PyTree = None
+    batch_size: int = eqx.field(kw_only=True, static=True)
+
+    @property
+    def full(self) -> Bilevel:
+        """The problem on all data."""
+        return self._on(self.upper_data, self.lower_data)
+
+    def _on(self, upper_data: PyTree, lower_data: PyTree) -> Bilevel:
+        args = (upper_data, lower_data, self.args)
+        return Bilevel(_OnData(self.upper, 0), _OnData(self.lower, 1), args)
+
+    @property
+    def structure(self) -> Structure:
+        return self.full.structure
+
+    def optimality(self, point: Point) -> Point:
+        return self.full.optimality(point)
+
+    def residual(self, point: Point) -> Residual:
+        return self.full.residual(point)
+
+    def default_solver(self) -> "AbstractSolver":
+        from .saba import SABA
+
+        return SABA()
+
+    def default_adjoint(self) -> AbstractAdjoint:
+        return Detached()
+
+    def prepare(self, init: PyTree | None) -> tuple["SampledBilevel", Pair]:
+        sizes = (_samples("upper_data", self.upper_data), _samples("lower_data", self.lower_data))
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(
+                f"StochasticBilevel: `batch_size` must be at least 1, got {self.batch_size}."
+            )
+        take = lambda data, size: jax.tree.map(lambda x: x[: min(self.batch_size, size)], data)
+        part = self._on(take(self.upper_data, sizes[0]), take(self.lower_data, sizes[1]))
+        full, value = self.full.prepare(init)
+        part, _ = part.prepare(init)
+        return SampledBilevel(full.upper, full.lower, full.args, part=part, sizes=sizes), value
+
+
+class SampledBilevel(Bilevel):
+    """What solvers see of a `StochasticBilevel`: the problem on all data, and on batches.
+
+    Attributes:
+        part: the problem on the first batches; others replace its data.
+        sizes: samples of the upper and of the lower data.
+    """
+
+    part: Bilevel = eqx.field(kw_only=True)
+    sizes: tuple[int, int] = eqx.field(kw_only=True, static=True)
+
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Samples in a batch of each level."""
+        return tuple(jax.tree.leaves(self.part.args[i])[0].shape[0] for i in (0, 1))  # pyright: ignore[reportReturnType]
+
+    def sample(self, key: Array) -> Bilevel:
+        """The problem on random batches, drawn with replacement, each level's alone."""
+        draws = zip(jax.random.split(key), self.batch_sizes, self.sizes, strict=True)
+        rows = [jax.random.randint(own, (batch,), 0, size) for own, batch, size in draws]
+        return self.on(rows[0], rows[1])
+
+    def on(self, upper_rows: Int[Array, " b"], lower_rows: Int[Array, " b"]) -> Bilevel:
+        """The problem on these samples of either level."""
+        upper, lower, args = self.args
+        data = (_rows(upper, upper_rows), _rows(lower, lower_rows), args)
+        return eqx.tree_at(lambda p: p.args, self.part, data)
+
+    def default_adjoint(self) -> AbstractAdjoint:
+        return Detached()
+
+    def default_solver(self) -> "AbstractSolver":
+        from .saba import SABA
+
+        return SABA()
+
+
+class _OnData(eqx.Module):
+    """A function of (x, y, batch, args) as one of (x, y, args)."""
+
+    fn: Callable
+    place: int = eqx.field(static=True)
+
+    def __call__(self, x: PyTree, y: PyTree, args: PyTree) -> Any:
+        return self.fn(x, y, args[self.place], args[2])
+
+
+def _rows(data: PyTree[Array], rows: Int[Array, " b"]) -> PyTree[Array]:
+    return jax.tree.map(lambda x: x[rows], data)
+
+
+def _samples(field: str, data: PyTree) -> int:
+    """The number of samples; raises where arrays disagree about it."""
+    leaves = jtu.tree_flatten_with_path(data)[0]
+    if not leaves:
+        raise TypeError(f"StochasticBilevel: `{field}` has no arrays.")
+    first_path, first = leaves[0]
+    for path, leaf in leaves:
+        if not eqx.is_array(leaf) or leaf.ndim == 0:
+            raise TypeError(
+                f"StochasticBilevel: `{field}{jtu.keystr(path)}` must be an array with samples "
+                f"along its first axis; got {show(leaf) if eqx.is_array(leaf) else leaf!r}."
+            )
+        if leaf.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"StochasticBilevel: `{field}{jtu.keystr(path)}` is {show(leaf)}, but "
+                f"`{field}{jtu.keystr(first_path)}` is {show(first)}: their first axes, samples, "
+                "must be equal."
+            )
+    if first.shape[0] == 0:
+        raise ValueError(f"StochasticBilevel: `{field}` holds no samples.")
+    return first.shape[0]

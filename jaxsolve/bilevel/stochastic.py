@@ -90,7 +90,15 @@ class StochasticBilevel(AbstractProblem):
         part = self._on(take(self.upper_data, sizes[0]), take(self.lower_data, sizes[1]))
         full, value = self.full.prepare(init)
         part, _ = part.prepare(init)
-        return SampledBilevel(full.upper, full.lower, full.args, part=part, sizes=sizes), value
+        left = [size % self.batch_size for size in sizes]
+        tail = None
+        if any(left):
+            # Of a level whose data the batches divide, any rows will do: they are not read.
+            last = lambda data, rows: jax.tree.map(lambda x: x[-rows:] if rows else x[:1], data)
+            tail = self._on(last(self.upper_data, left[0]), last(self.lower_data, left[1]))
+            tail, _ = tail.prepare(init)
+        args = (full.upper, full.lower, full.args)
+        return SampledBilevel(*args, part=part, tail=tail, sizes=sizes), value
 
 
 class SampledBilevel(Bilevel):
@@ -98,10 +106,12 @@ class SampledBilevel(Bilevel):
 
     Attributes:
         part: the problem on the first batches; others replace its data.
+        tail: the problem on the samples that whole batches leave over, `None` where they do not.
         sizes: samples of the upper and of the lower data.
     """
 
     part: Bilevel = eqx.field(kw_only=True)
+    tail: Bilevel | None = eqx.field(kw_only=True)
     sizes: tuple[int, int] = eqx.field(kw_only=True, static=True)
 
     @property
@@ -120,6 +130,32 @@ class SampledBilevel(Bilevel):
         upper, lower, args = self.args
         data = (_rows(upper, upper_rows), _rows(lower, lower_rows), args)
         return eqx.tree_at(lambda p: p.args, self.part, data)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks of each level's data, in their order: of the size of a batch, but for the last."""
+        return tuple(  # pyright: ignore[reportReturnType]
+            -(-size // batch) for size, batch in zip(self.sizes, self.batch_sizes, strict=True)
+        )
+
+    def on_block(
+        self, level: int, block: Int[Array, ""], fn: Callable[[Bilevel], PyTree]
+    ) -> PyTree:
+        """`fn` of the problem on one block of the upper (0) or lower (1) data; the other level's
+        data mean nothing there."""
+        size, batch = self.sizes[level], self.batch_sizes[level]
+
+        def on(part: Bilevel, start: Any, rows: int) -> PyTree:
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows)
+            data = list(part.args)
+            data[level] = jax.tree.map(cut, self.args[level])
+            return fn(eqx.tree_at(lambda p: p.args, part, tuple(data)))
+
+        whole = lambda: on(self.part, block * batch, batch)
+        left, tail = size % batch, self.tail
+        if left == 0 or tail is None:
+            return whole()
+        return jax.lax.cond(block < size // batch, whole, lambda: on(tail, size - left, left))
 
     def default_adjoint(self) -> AbstractAdjoint:
         return Detached()

@@ -1,6 +1,14 @@
 """Differentiable optimisation for JAX: a problem is a pytree, solving it is a pure function."""
 
-from . import interop as interop, penalties as penalties, sets as sets
+from . import interop as interop, linear as linear, penalties as penalties, sets as sets
+from .bilevel import (
+    Bilevel as Bilevel,
+    BilevelDual as BilevelDual,
+    HypergradientDescent as HypergradientDescent,
+    LowerPoint as LowerPoint,
+    StochasticBilevel as StochasticBilevel,
+    hypergradient as hypergradient,
+)
 from .convex import (
     ActiveSet as ActiveSet,
     Composite as Composite,
@@ -19,7 +27,6 @@ from .convex import (
     project as project,
     prox as prox,
 )
-from .core import linear as linear
 from .core.adjoint import (
     Detached as Detached,
     Implicit as Implicit,

@@ -174,8 +174,8 @@ class Bilevel(AbstractProblem):
         pairs = jax.tree.map(jnp.minimum, lower.inequality, slack)
         return LowerPoint(first, self.equality(x, y), pairs)
 
-    def _derivatives(self, point: Point) -> tuple[PyTree, LowerPoint, LowerPoint]:
-        """grad_x L, grad_u L and grad_v L = r."""
+    def _derivatives(self, point: Point) -> tuple[Scalar, PyTree, LowerPoint, LowerPoint]:
+        """L, grad_x L, grad_u L and grad_v L = r."""
         x, y = point.primal
         dual: BilevelDual = point.dual
         lower = LowerPoint(y, dual.equality, dual.inequality)
@@ -184,9 +184,9 @@ class Bilevel(AbstractProblem):
             residual = self.lower_residual(x, lower)
             return self.objective(x, lower.primal) + _dot(adjoint, residual), residual
 
-        both = jax.grad(lagrangian, argnums=(0, 1), has_aux=True)
-        (gradient, system), residual = both(x, lower, dual.adjoint)
-        return gradient, system, residual
+        both = jax.value_and_grad(lagrangian, argnums=(0, 1), has_aux=True)
+        (value, residual), (gradient, system) = both(x, lower, dual.adjoint)
+        return value, gradient, system, residual
 
     def stationarity(self, x: PyTree[Array], gradient: PyTree[Array]) -> PyTree[Array]:
         """The hypergradient; with a set X, x - P_X(x - hypergradient)."""
@@ -204,25 +204,31 @@ class Bilevel(AbstractProblem):
         return Structure(symmetric=self.upper_set is None)
 
     def optimality(self, point: Point) -> Point:
-        gradient, system, residual = self._derivatives(point)
+        _, gradient, system, residual = self._derivatives(point)
         first = self.stationarity(point.primal[0], gradient)
         dual = BilevelDual(system.equality, system.inequality, residual)
         return Point((first, system.primal), dual)
 
     def residual(self, point: Point) -> Residual:
-        gradient, system, residual = self._derivatives(point)
+        return self.hypergradient(point)[2]
+
+    def hypergradient(self, point: Point) -> tuple[Scalar, PyTree[Array], Residual]:
+        """L and grad_x L at a point (the hypergradient, where u and v solve their systems), and
+        `residual`."""
+        value, gradient, system, residual = self._derivatives(point)
         first = self.stationarity(point.primal[0], gradient)
         size = largest(jax.grad(self.objective, argnums=(0, 1))(*point.primal))
         one = jnp.ones_like(size)
         pairs = jnp.zeros_like(size)
         if residual.inequality is not None:
             pairs = largest(residual.inequality)
-        return Residual(
+        judged = Residual(
             primal=largest((residual.primal, residual.equality)),
             dual=largest((first, system)),
             complementarity=pairs,
             scale=Scale(one, jnp.maximum(one, size), one),
         )
+        return value, gradient, judged
 
     def multipliers(self, value: Pair) -> BilevelDual:
         """Of the lower level by least squares on the constraints that are active, then v."""
@@ -285,10 +291,13 @@ class Bilevel(AbstractProblem):
     # --- the door --------------------------------------------------------------------------
 
     def default_solver(self) -> "AbstractSolver":
-        from .hypergradient_descent import HypergradientDescent
-        from .lvhba import LVHBA
+        if self.coupled:
+            from .lvhba import LVHBA
 
-        return LVHBA() if self.coupled else HypergradientDescent()
+            return LVHBA()
+        from .hypergradient_descent import HypergradientDescent
+
+        return HypergradientDescent()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Pair]:
         name = type(self).__name__

@@ -99,7 +99,7 @@ class _MINRES(NamedTuple):
     goal: Float[Array, ""]
 
 
-def minres(product: Product, b: Vector, *, rtol: float, limit: int) -> Vector:
+def minres(product: Product, b: Vector, *, rtol: float | Float[Array, ""], limit: int) -> Vector:
     """A symmetric, indefinite allowed; singular and consistent too. Paige and Saunders (1975)."""
 
     def init(b):
@@ -170,7 +170,7 @@ class _LSQR(NamedTuple):
 
 
 def least_squares(
-    product: Product, transpose: Product, b: Vector, *, rtol: float, limit: int
+    product: Product, transpose: Product, b: Vector, *, rtol: float | Float[Array, ""], limit: int
 ) -> Vector:
     """The minimum-norm x of least ||A x - b||, any A. LSQR, Paige and Saunders (1982)."""
 
@@ -214,7 +214,7 @@ def gmres(
     *,
     precondition: Product | None,
     restart: int,
-    rtol: float,
+    rtol: float | Float[Array, ""],
     limit: int,
 ) -> Vector:
     """Any square A, right-preconditioned; one step is one cycle of `restart` products.

@@ -70,6 +70,10 @@ class AbstractLinearSolver(eqx.Module):
     @abc.abstractmethod
     def solve(self, operator: Operator, b: Vector) -> Vector: ...
 
+    def prepared(self, operator: Operator, like: Vector) -> Product:
+        """r -> about J^{-1} r, for many r of the form of `like`: what can be is done once."""
+        return lambda r: self.solve(operator, r)
+
 
 class Dense(AbstractLinearSolver):
     """Materialises J: Cholesky where it is symmetric and definite, LU else, refined once."""
@@ -99,16 +103,22 @@ class ConjugateGradient(AbstractLinearSolver):
     Args:
         rtol: relative residual to stop at; `None` follows the dtype (eps^0.6).
         max_steps: `None` is 10 n.
+        preconditioner: a fixed symmetric definite approximate inverse, in the forward solver's
+            place: `Nystrom(rank, damping)`.
     """
 
-    rtol: float | None = None
+    rtol: float | Float[Array, ""] | None = None
     max_steps: int | None = None
+    preconditioner: AbstractLinearSolver | None = None
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
+        precondition, inner = operator.precondition, self.preconditioner
+        if inner is not None:
+            precondition = inner.prepared(operator, b)
         return conjugate_gradient(
             operator.product,
             b,
-            precondition=operator.precondition,
+            precondition=precondition,
             rtol=_rtol(self.rtol, b),
             limit=_limit(self.max_steps, b),
         )
@@ -333,7 +343,7 @@ def solve_checked(
     return unravel(x)
 
 
-def _rtol(rtol: float | None, b: Vector) -> float:
+def _rtol(rtol: float | Float[Array, ""] | None, b: Vector) -> float | Float[Array, ""]:
     return float(jnp.finfo(b.dtype).eps) ** 0.6 if rtol is None else rtol
 
 

@@ -112,10 +112,15 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     )
 
 
+def default_tolerance(dtype: jnp.dtype) -> float:
+    """What is asked for where no `tolerance` is given."""
+    return {"float64": 1e-8, "float32": 1e-4}.get(dtype.name, 1e-2)
+
+
 def _limits(value: PyTree, solver: AbstractSolver, tolerance, max_steps, record: int) -> Limits:
     dtype = jnp.result_type(*jax.tree.leaves(value))
     if tolerance is None:
-        tolerance = {"float64": 1e-8, "float32": 1e-4}.get(dtype.name, 1e-2)
+        tolerance = default_tolerance(dtype)
     if max_steps is None:
         max_steps = solver.step_limit
     return Limits(

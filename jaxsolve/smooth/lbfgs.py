@@ -158,6 +158,12 @@ class LBFGSState(eqx.Module):
     idle: Int[Array, ""]
     stuck: Bool[Array, ""]
 
+    @property
+    def trial(self) -> PyTree[Array]:
+        """Where the next step evaluates."""
+        vector = ravel(self.primal) + self.search.step_size * self.direction
+        return shaper(self.primal)(vector)
+
 
 class InverseHessian(AbstractPreconditioner):
     """The quasi-Newton inverse as a preconditioner: symmetric and positive definite."""
@@ -217,7 +223,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
 
     def step(self, problem: Minimise | LeastSquares, state: LBFGSState) -> LBFGSState:
         vector = ravel(state.primal)
-        trial = vector + state.search.step_size * state.direction
+        trial = ravel(state.trial)
         value, gradient = jax.value_and_grad(objective(problem, state.primal))(trial)
         usable = jnp.isfinite(value) & finite(gradient)
         slope = jnp.where(usable, dot(gradient, state.direction), jnp.nan)

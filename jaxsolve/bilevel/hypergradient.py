@@ -1,0 +1,225 @@
+"""The hypergradient: the derivative of the upper level at the lower level's solution.
+
+    h(x) = F(x, y(x)),   y(x) = argmin_y f(x, y)
+
+Approximate implicit differentiation (Pedregosa 2016, Grazzi et al. 2020) solves the lower level,
+then the adjoint system
+
+    H v = -grad_y F,   H = grad_yy f
+
+and has with L = F + v'grad_y f the hypergradient grad_x L, whose error is that of y and v; the
+value L has an error of second order. Iterative differentiation goes through steps of the lower
+solver instead.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ..core.adjoint import AbstractAdjoint, Detached, Unrolled
+from ..core.linear import (
+    DENSE_LIMIT,
+    AbstractLinearSolver,
+    ConjugateGradient,
+    Operator,
+    checked,
+)
+from ..core.problem import AbstractProblem, Structure
+from ..core.solution import Point, Solution
+from ..core.solve import default_tolerance, solve
+from ..core.solver import as_solver
+from ..core.vectors import largest, norm, positive, ravel
+from .bilevel import Bilevel, BilevelDual, LowerPoint
+
+Scalar = Float[Array, ""]
+Vector = Float[Array, " m"]
+
+
+class Evaluation(eqx.Module):
+    """The upper level at one x.
+
+    Attributes:
+        lower: the lower level's solution there: its `value` is y.
+        adjoint: v.
+        value: L, which is F where y solves the lower level.
+        gradient: the hypergradient.
+        measure: the largest relative residual, that of the stationarity of x included.
+    """
+
+    x: PyTree[Array]
+    lower: Solution
+    adjoint: PyTree[Array]
+    value: Scalar
+    gradient: PyTree[Array]
+    measure: Scalar
+
+
+def hypergradient(
+    problem: AbstractProblem,
+    init: PyTree,
+    *,
+    lower_solver: Any = None,
+    linear_solver: Any = None,
+    adjoint: AbstractAdjoint | None = None,
+    tolerance: float | Scalar | None = None,
+) -> Evaluation:
+    """The hypergradient at one x, for loops of your own.
+
+    Example:
+        ```python
+        problem = Bilevel(
+            lambda x, y, args: jnp.sum((y - 1.0) ** 2),
+            lambda x, y, args: jnp.sum((y - args) ** 2) + jnp.exp(x) * jnp.sum(y**2),
+            jnp.array([2.0, 3.0]),
+        )
+        hypergradient(problem, (jnp.array(0.0), jnp.zeros(2))).gradient
+        ```
+
+    Args:
+        problem: a `Bilevel` without coupling, or a `StochasticBilevel` (all of its data are used).
+        init: `(x, y)`: where, and a guess of y.
+        lower_solver, linear_solver, adjoint: as in `HypergradientDescent`.
+        tolerance: of both solves; `None` follows the dtype, as in `solve`.
+
+    Returns:
+        The `Evaluation`; nothing of it is differentiated.
+    """
+    found, (x, y) = problem.prepare(init)
+    check_uncoupled("hypergradient", found)
+    dtype = jnp.result_type(*jax.tree.leaves(y))
+    if tolerance is None:
+        tolerance = default_tolerance(dtype)
+    zero = jax.tree.map(jnp.zeros_like, y)
+    method = Hypergradients(lower_solver, linear_solver, adjoint)
+    return _evaluate(method, found, x, y, zero, jnp.asarray(tolerance, dtype))
+
+
+@eqx.filter_jit
+def _evaluate(method: "Hypergradients", *args: Any) -> Evaluation:
+    return jax.tree.map(
+        lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, method.evaluate(*args)
+    )
+
+
+def check_uncoupled(name: str, problem: AbstractProblem) -> None:
+    """Raise `TypeError` unless the problem is a `Bilevel` without coupling constraints."""
+    if not isinstance(problem, Bilevel):
+        raise TypeError(f"{name} takes a Bilevel, not {type(problem).__name__}.")
+    for field in ("coupling", "coupling_equality"):
+        if getattr(problem, field) is not None:
+            raise TypeError(f"{name} cannot honour `{field}` of Bilevel; LVHBA() can.")
+
+
+class Hypergradients(eqx.Module):
+    """How hypergradients are found: see `HypergradientDescent`."""
+
+    lower_solver: Any = None
+    linear_solver: Any = None
+    adjoint: AbstractAdjoint | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether hypergradients are as accurate as what is asked for."""
+        return self.adjoint is None and getattr(self.linear_solver, "exact", True)
+
+    def evaluate(
+        self,
+        problem: Bilevel,
+        x: PyTree[Array],
+        start: Solution | PyTree[Array],
+        adjoint: PyTree[Array],
+        tolerance: Scalar,
+    ) -> Evaluation:
+        """The lower level at x from `start`, v from `adjoint`, and what follows from them."""
+        if self.adjoint is not None:
+            return self._through_steps(problem, x, start, adjoint, tolerance)
+        lower = self._lower(problem, x, start, tolerance, Detached())
+        adjoint = self._adjoint(problem, x, lower, adjoint, tolerance)
+        point = Point((x, lower.value), BilevelDual(None, None, LowerPoint(adjoint)))
+        value, gradient, residual = problem.hypergradient(point)
+        measure = residual.relative
+        if not self.exact:
+            measure = _stationarity(problem, x, lower, gradient)
+        return Evaluation(x, lower, adjoint, value, gradient, measure)
+
+    def _through_steps(self, problem, x, start, adjoint, tolerance) -> Evaluation:
+        if isinstance(self.adjoint, Unrolled):
+            # All of its steps count, those from a point that is good enough already, too.
+            tolerance = jnp.full_like(tolerance, jnp.finfo(tolerance.dtype).tiny)
+
+        def reduced(x: PyTree[Array]) -> tuple[Scalar, Solution]:
+            lower = self._lower(problem, x, start, tolerance, self.adjoint)
+            return problem.objective(x, lower.value), lower
+
+        (value, lower), gradient = jax.value_and_grad(reduced, has_aux=True)(x)
+        measure = _stationarity(problem, x, lower, gradient)
+        return Evaluation(x, lower, adjoint, value, gradient, measure)
+
+    def _lower(self, problem, x, start, tolerance, adjoint) -> Solution:
+        return solve(
+            problem.lower_problem(x),
+            self.lower_solver,
+            start,
+            tolerance=tolerance,
+            adjoint=adjoint,
+            throw=False,
+        )
+
+    def _adjoint(self, problem, x, lower: Solution, start, tolerance) -> PyTree[Array]:
+        """v of H v = -grad_y F, by what is left of it at `start`."""
+        y, unravel = ravel_pytree(lower.value)
+        slope = ravel(jax.grad(lambda v: problem.objective(x, v))(lower.value))
+
+        def residual(y: Vector) -> Vector:
+            return ravel(problem.lower_residual(x, LowerPoint(unravel(y))).primal)
+
+        # H itself where it is symmetric; of a projection's residual the transpose.
+        _, along = jax.linearize(residual, y)
+        back = jax.linear_transpose(along, y)
+        smooth = problem.lower_set is None
+        product = along if smooth else lambda v: back(v)[0]
+        operator = Operator(
+            product, along, Structure(smooth, smooth), self._precondition(problem, x, lower)
+        )
+        # An approximate inverse that is applied again and again need not converge.
+        begin = ravel(start) if self.exact else jnp.zeros_like(y)
+        left = -slope - product(begin)
+        method = self._method(problem, x, lower, tolerance * norm(slope) / positive(norm(left)))
+        if method is None:
+            change = checked(None, operator, left).x
+        else:
+            change = method.solve(operator, left)
+        return unravel(begin + change)
+
+    def _method(self, problem, x, lower: Solution, rtol: Scalar) -> AbstractLinearSolver | None:
+        method = self.linear_solver
+        if method is not None:
+            bind = getattr(method, "bind", None)
+            return method if bind is None else bind(problem, x, lower.value)
+        small = ravel(lower.value).size <= DENSE_LIMIT
+        if small or problem.lower_set is not None:
+            return None
+        return ConjugateGradient(jnp.minimum(rtol, 0.1))
+
+    def _precondition(self, problem, x, lower: Solution) -> Any:
+        if problem.lower_set is not None or self.linear_solver is not None:
+            return None
+        inner = problem.lower_problem(x)
+        method = inner.default_solver() if self.lower_solver is None else self.lower_solver
+        method = as_solver(method)
+        found = method.preconditioner(inner, lower.state)
+        if found is None:
+            return None
+        _, unravel = ravel_pytree(lower.value)
+        return lambda r: ravel(found.solve(Point(unravel(r))).primal)
+
+
+def _stationarity(problem: Bilevel, x: PyTree, lower: Solution, gradient: PyTree) -> Scalar:
+    """The relative residual of the lower level, and of x by this gradient."""
+    scale = jnp.maximum(1, largest(jax.grad(problem.objective, (0, 1))(x, lower.value)))
+    own = largest(problem.stationarity(x, gradient)) / scale
+    return jnp.maximum(own, lower.stats.residual.relative)

@@ -1,0 +1,12 @@
+"""Methods for the adjoint's linear systems: `Implicit(linear_solver=...)`."""
+
+from .core.linear import (
+    GMRES as GMRES,
+    MINRES as MINRES,
+    AbstractLinearSolver as AbstractLinearSolver,
+    ConjugateGradient as ConjugateGradient,
+    Dense as Dense,
+    Neumann as Neumann,
+    NormalCG as NormalCG,
+)
+from .core.nystrom import Nystrom as Nystrom

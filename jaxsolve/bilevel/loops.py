@@ -162,6 +162,12 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
         return Point(state.primal)
 
 
+def fallen(first: Rates, state: LoopState, upper: float, lower: float) -> Rates:
+    """Step sizes that fall as t^-upper and t^-lower."""
+    t = (state.count + 1).astype(state.measure.dtype)
+    return Rates(first.upper * t**-upper, first.lower * t**-lower)
+
+
 # --- pieces of directions --------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from .loops import (
     Move,
     Rates,
     descend,
+    fallen,
     lower_pieces,
     plus,
     upper_pieces,
@@ -50,9 +51,7 @@ class SOBA(AbstractBilevelLoop):
         return jax.tree.map(jnp.zeros_like, primal[1])
 
     def rates(self, state: LoopState) -> Rates:
-        first = super().rates(state)
-        fall = (state.count + 1).astype(state.measure.dtype) ** -self.decay
-        return Rates(first.upper * fall, first.lower * fall)
+        return fallen(super().rates(state), state, self.decay, self.decay)
 
     def move(self, problem: Bilevel, state: LoopState, rates: Rates, key: Array) -> Move:
         (x, y), v = state.primal, state.memory

@@ -6,8 +6,10 @@ from .bilevel import (
     BilevelDual as BilevelDual,
     HypergradientDescent as HypergradientDescent,
     LowerPoint as LowerPoint,
+    MFACInverse as MFACInverse,
     StochasticBilevel as StochasticBilevel,
     hypergradient as hypergradient,
+    mfac as mfac,
 )
 from .convex import (
     ActiveSet as ActiveSet,

@@ -12,6 +12,7 @@ value L has an error of second order. Iterative differentiation goes through ste
 solver instead.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -34,6 +35,7 @@ from ..core.solve import default_tolerance, solve
 from ..core.solver import as_solver
 from ..core.vectors import largest, norm, positive, ravel
 from .bilevel import Bilevel, BilevelDual, LowerPoint
+from .fisher import MFACInverse
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " m"]
@@ -198,8 +200,7 @@ class Hypergradients(eqx.Module):
     def _method(self, problem, x, lower: Solution, rtol: Scalar) -> AbstractLinearSolver | None:
         method = self.linear_solver
         if method is not None:
-            bind = getattr(method, "bind", None)
-            return method if bind is None else bind(problem, x, lower.value)
+            return _bound(method, problem, x, lower.value)
         small = ravel(lower.value).size <= DENSE_LIMIT
         if small or problem.lower_set is not None:
             return None
@@ -223,3 +224,12 @@ def _stationarity(problem: Bilevel, x: PyTree, lower: Solution, gradient: PyTree
     scale = jnp.maximum(1, largest(jax.grad(problem.objective, (0, 1))(x, lower.value)))
     own = largest(problem.stationarity(x, gradient)) / scale
     return jnp.maximum(own, lower.stats.residual.relative)
+
+
+def _bound(method: Any, problem: Bilevel, x: PyTree, y: PyTree) -> AbstractLinearSolver:
+    """The method, with M-FAC in it bound to gradients at a point."""
+    if isinstance(method, MFACInverse):
+        return method.at(x, y, problem.args)
+    if isinstance(method, ConjugateGradient) and method.preconditioner is not None:
+        return replace(method, preconditioner=_bound(method.preconditioner, problem, x, y))
+    return method

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import PyTree
 
 from ..core.problem import AbstractProblem
-from ..core.solution import Guess
+from ..core.solution import Guess, Point
 from ..core.solver import as_solver
 from .foreign import AbstractForeign, ForeignState, abroad, accept, arrays, moved, objective, start
 
@@ -56,6 +56,15 @@ class Optax(AbstractForeign):
             # At the same point as the measure: compiled, the two are one evaluation.
             slope = jax.value_and_grad(fn)(primal)
         return moved(problem, state, primal, (inner, *slope))
+
+    def full_step(self, problem: AbstractProblem, point: Point) -> Point:
+        """The transformation's first update from the point: of `optax.sgd` the gradient step."""
+        update = optax.with_extra_args_support(self.transformation).update
+        fn = objective(problem.statement())
+        value, gradient = jax.value_and_grad(fn)(point.primal)
+        inner = self.transformation.init(point.primal)
+        updates, _ = update(gradient, inner, point.primal, value=value, grad=gradient, value_fn=fn)
+        return Point(optax.apply_updates(point.primal, updates), point.dual)
 
     def _slope(self, problem: AbstractProblem, primal: PyTree) -> tuple[Any, PyTree]:
         return jax.value_and_grad(objective(problem.statement()))(primal)

@@ -57,7 +57,9 @@ class Exact(NamedTuple):
         return -np.linalg.solve(self.hessian(), self.gradient(np.zeros(self.q.shape[0])))
 
 
-def quadratics(samples=(20, 24), dims=(3, 5), seed=0, noise=0.3, batch_size=4, dtype=np.float64):
+def quadratics(
+    samples=(20, 24), dims=(3, 5), seed=0, noise=0.3, batch_size=4, dtype: type = np.float64
+):
     """A `StochasticBilevel` whose samples differ, and its mean in NumPy.
 
     The curvatures of each sample of f are between 0.5 and 1.

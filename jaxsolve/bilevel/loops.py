@@ -158,7 +158,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
         return state.count >= self.steps, RESULTS.approximate
 
     def point(self, problem: Bilevel, state: LoopState) -> Point:
-        # Without duals: the problem finds v at the y reached, so that all methods are judged alike.
+        # Without duals: the problem finds v at the y reached. Methods that have v say so.
         return Point(state.primal)
 
 

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.solution import RESULTS
+from ..core.solution import RESULTS, Point
 from ..core.vectors import largest
-from .bilevel import Bilevel, Pair
+from .bilevel import Bilevel, BilevelDual, LowerPoint, Pair
 from .loops import (
     AbstractBilevelLoop,
     LoopState,
@@ -126,6 +126,9 @@ class SABA(AbstractBilevelLoop):
         solved = (state.count > 0) & (state.measure <= _MARGIN * tolerance)
         claim = RESULTS.where(solved, RESULTS.successful, RESULTS.approximate)
         return solved | (state.count >= self.steps), claim
+
+    def point(self, problem: Bilevel, state: LoopState) -> Point:
+        return Point(state.primal, BilevelDual(None, None, LowerPoint(state.memory.adjoint)))
 
 
 def _residual(

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .bilevel import Bilevel, Pair
+from ..core.solution import Point
+from .bilevel import Bilevel, BilevelDual, LowerPoint, Pair
 from .loops import (
     AbstractBilevelLoop,
     LoopState,
@@ -62,3 +63,6 @@ class SOBA(AbstractBilevelLoop):
             lower=descend(y, rates.lower, lower.gradient),
             memory=descend(v, rates.lower, plus(lower.product, upper.lower)),
         )
+
+    def point(self, problem: Bilevel, state: LoopState) -> Point:
+        return Point(state.primal, BilevelDual(None, None, LowerPoint(state.memory)))

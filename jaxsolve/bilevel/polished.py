@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.linear import Operator, checked
+from ..core.linear import MINRES, Operator, checked
 from ..core.loop import Program, run
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point
@@ -36,6 +36,7 @@ Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
 
 _NEWTON_STEPS = 20
+_DENSE = 64
 _LENGTHS = (1.0, 0.5, 0.2, 0.05, 0.01)
 
 
@@ -167,6 +168,8 @@ def newton(residual: Callable[[Vector], Vector], start: Vector, structure: Struc
     """A zero of a (semi)smooth square system by damped steps of least norm; where it finds none,
     the point with the smallest residual that it saw."""
     goal = jnp.finfo(start.dtype).eps ** 0.75
+    # Of a symmetric singular system MINRES finds the least solution, long before an SVD does.
+    linear_solver = MINRES() if structure.symmetric and start.size > _DENSE else None
 
     def begin(start: Vector) -> tuple[tuple[Vector, Vector, Int[Array, ""]], Bool[Array, ""]]:
         value = residual(start)
@@ -176,7 +179,8 @@ def newton(residual: Callable[[Vector], Vector], start: Vector, structure: Struc
         at, value, count = carry
         _, push = jax.linearize(residual, at)
         pull = jax.linear_transpose(push, at)
-        move = checked(None, Operator(push, lambda w: pull(w)[0], structure), -value).x
+        operator = Operator(push, lambda w: pull(w)[0], structure)
+        move = checked(linear_solver, operator, -value).x
         move = jnp.where(jnp.all(jnp.isfinite(move)), move, 0)
         lengths = jnp.asarray(_LENGTHS, at.dtype)
         points = at + lengths[:, None] * move

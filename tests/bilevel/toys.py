@@ -49,8 +49,12 @@ def toy_a(n, scale=1.0, row=1.0, length=1.0, upper=1.0):
     )
 
 
-def toy_b(n=100, seed=0):
-    """y(x) = (I - A+ A) x - A+ H x, B x = 0."""
+def toy_b(n=100, seed=0, as_set=True):
+    """y(x) = (I - A+ A) x - A+ H x, B x = 0.
+
+    Args:
+        as_set: whether B x = 0 is the set X, or among the coupling constraints.
+    """
     rng = np.random.default_rng(seed)
     p, half = (9 * n) // 10, (9 * n) // 20
     A, H = rng.uniform(size=(2, p, n))

@@ -185,7 +185,8 @@ class MFACInverse(AbstractLinearSolver):
     Args:
         number: m, the gradients that a method takes where it takes them itself (`BiP`, `OBS`).
         damping: delta.
-        samples: b, over how many samples each gradient is a mean.
+        samples: b, over how many samples each gradient is a mean. `None` is 1, or the batch size
+            of a method that takes the gradients itself.
         gradients: `(x, y, args)` -> the m gradients of the lower level in y, a pytree like y with a
             leading axis.
         block_size: of the diagonal blocks of F, `None` for one block.
@@ -196,7 +197,7 @@ class MFACInverse(AbstractLinearSolver):
 
     number: int = 64
     damping: float = 1e-3
-    samples: int = 1
+    samples: int | None = None
     gradients: Callable[[PyTree, PyTree, PyTree], PyTree[Array]] | None = None
     block_size: int | None = None
 
@@ -215,7 +216,7 @@ class MFACInverse(AbstractLinearSolver):
         """
         rows = stacked(gradients)
         damping = jnp.asarray(self.damping, rows.dtype) + jnp.asarray(shift, rows.dtype)
-        return fisher_inverse(rows, damping, samples=self.samples, block_size=self.block_size)
+        return fisher_inverse(rows, damping, samples=self.samples or 1, block_size=self.block_size)
 
     def at(
         self, x: PyTree, y: PyTree, args: PyTree = None, shift: float | Scalar = 0.0

@@ -51,7 +51,8 @@ class LVHBA(AbstractValueFunction):
         penalty, exponent: c_k = penalty (k + 1)^exponent; theory wants an exponent below 1/2.
         bound: r.
         unit: f is divided by it: about the curvature of f in y.
-        projection: P_C as a function `(x, y) -> (x, y)`, where it is not to be found from the rows.
+        projection: P_C as a function `(x, y) -> (x, y)`, X and Y included, where it is not to be
+            found from the rows.
         steps: after which it ends.
     """
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ..core.vectors import norm, positive, ravel
+from .bilevel import Bilevel, Pair
 from .coupling import spectral_norm
 from .lvhba import LVHBA
 from .value_function import AbstractValueFunction, Functions
@@ -55,6 +57,21 @@ def suggest_steps(problem: PyTree, init: PyTree, solver: _Solver = LVHBA()) -> _
         The solver; its new settings are arrays, so that others are no new program.
     """
     problem, value = problem.prepare(init)
+    upper, joint, own, slope = _curvatures(problem, value)
+    unit = positive(jnp.where(own > 0, own, joint))
+    settings = {
+        "unit": unit,
+        "penalty": positive(upper) / _UPPER,
+        "step_size": _STEP / (_UPPER + joint / unit),
+    }
+    if hasattr(solver, "bound"):
+        settings["bound"] = 100 * (1 + slope / unit)
+    return replace(solver, **settings)
+
+
+@eqx.filter_jit
+def _curvatures(problem: Bilevel, value: Pair) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    """The largest norms of F'', f'', f'' in y, and grad f."""
     functions = Functions(problem, None, value, 1.0)
     both = ravel(value)
     spread = norm(both) / jnp.sqrt(jnp.asarray(both.size, both.dtype))
@@ -65,24 +82,12 @@ def suggest_steps(problem: PyTree, init: PyTree, solver: _Solver = LVHBA()) -> _
     def lower(w: Vector) -> Scalar:
         return functions.lagrangian(*functions.split(w))
 
-    def in_y(y: Vector, x: Vector) -> Scalar:
-        return functions.lagrangian(x, y)
-
     def at(w: Vector) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         x, y = functions.split(w)
-        curvatures = [_curvature(fn, w) for fn in (functions.upper, lower)]
-        return *curvatures, _curvature(lambda y: in_y(y, x), y), norm(jax.grad(lower)(w))
+        own = _curvature(lambda y: functions.lagrangian(x, y), y)
+        return _curvature(functions.upper, w), _curvature(lower, w), own, norm(jax.grad(lower)(w))
 
-    upper, joint, own, slope = jax.tree.map(jnp.nanmax, jax.lax.map(at, points))
-    unit = positive(jnp.where(own > 0, own, joint))
-    settings = {
-        "unit": unit,
-        "penalty": positive(upper) / _UPPER,
-        "step_size": _STEP / (_UPPER + joint / unit),
-    }
-    if hasattr(solver, "bound"):
-        settings["bound"] = 100 * (1 + slope / unit)
-    return replace(solver, **settings)
+    return jax.tree.map(jnp.nanmax, jax.lax.map(at, points))
 
 
 def _curvature(fn: Callable[[Vector], Scalar], at: Vector) -> Scalar:

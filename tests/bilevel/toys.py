@@ -20,6 +20,20 @@ class Toy(NamedTuple):
     y: Any = None
 
 
+def _objective_a(x, y, args):
+    x, y = x / args["length"], [part / args["length"] for part in y]
+    return args["upper"] * 0.5 * (jnp.sum((x - y[1]) ** 2) + jnp.sum((y[0] - 1) ** 2))
+
+
+def _lower_a(x, y, args):
+    x, y = x / args["length"], [part / args["length"] for part in y]
+    return args["scale"] * (0.5 * jnp.sum(y[0] ** 2) - jnp.sum(x * y[0]) + jnp.sum(y[1]))
+
+
+def _coupling_a(x, y, args):
+    return args["row"] * (jnp.sum(x) + jnp.sum(y[0]) + jnp.sum(y[1])) / args["length"]
+
+
 def toy_a(n, scale=1.0, row=1.0, length=1.0, upper=1.0):
     """Lower: lam = -1, y1 = x + e, y2 any vector of sum -2 e'x - n; upper: y2 = -2 x - e, so that
     3 (3 x + 1) + x = 0.
@@ -28,21 +42,11 @@ def toy_a(n, scale=1.0, row=1.0, length=1.0, upper=1.0):
         scale, upper: what the objectives are multiplied by; row: the constraint.
         length: the unit of x and y.
     """
-
-    def objective(x, y, args):
-        x, y = x / length, [part / length for part in y]
-        return upper * 0.5 * (jnp.sum((x - y[1]) ** 2) + jnp.sum((y[0] - 1) ** 2))
-
-    def lower(x, y, args):
-        x, y = x / length, [part / length for part in y]
-        return scale * (0.5 * jnp.sum(y[0] ** 2) - jnp.sum(x * y[0]) + jnp.sum(y[1]))
-
-    def coupling(x, y, args):
-        return row * (jnp.sum(x) + jnp.sum(y[0]) + jnp.sum(y[1])) / length
-
+    numbers = {"scale": scale, "row": row, "length": length, "upper": upper}
+    args = {name: jnp.asarray(value) for name, value in numbers.items()}
     e = length * jnp.ones(n)
     return Toy(
-        js.Bilevel(objective, lower, coupling_equality=coupling),
+        js.Bilevel(_objective_a, _lower_a, args, coupling_equality=_coupling_a),
         (10 * e, [10 * e, 10 * e]),
         -0.3 * e,
         jnp.concatenate([0.7 * e, -0.4 * e]),
@@ -70,12 +74,11 @@ def toy_b(n=100, seed=0, as_set=True):
         return 0.5 * jnp.sum((x - y) ** 2)
 
     def coupling(x, y, args):
-        return args[0] @ y + args[1] @ x
+        rows = args[0] @ y + args[1] @ x
+        return rows if as_set else (rows, args[4] @ x)
 
-    upper_set = sets.Affine(data[4], jnp.zeros(p, data[4].dtype))
-    problem = js.Bilevel(
-        objective, lower, data[:4], coupling_equality=coupling, upper_set=upper_set
-    )
+    upper_set = sets.Affine(data[4], jnp.zeros(p, data[4].dtype)) if as_set else None
+    problem = js.Bilevel(objective, lower, data, coupling_equality=coupling, upper_set=upper_set)
     e = jnp.ones(n, data[0].dtype)
     inverse = np.linalg.pinv(A)
     response = np.eye(n) - inverse @ A - inverse @ H

@@ -2,11 +2,21 @@
 
 from . import interop as interop, linear as linear, penalties as penalties, sets as sets
 from .bilevel import (
+    BOME as BOME,
+    F2SA as F2SA,
+    LVHBA as LVHBA,
+    MEHA as MEHA,
+    PZOBO as PZOBO,
+    SABA as SABA,
+    SOBA as SOBA,
+    BiCGAFFA as BiCGAFFA,
     Bilevel as Bilevel,
     BilevelDual as BilevelDual,
     HypergradientDescent as HypergradientDescent,
     LowerPoint as LowerPoint,
     MFACInverse as MFACInverse,
+    Polished as Polished,
+    StocBiO as StocBiO,
     StochasticBilevel as StochasticBilevel,
     hypergradient as hypergradient,
     mfac as mfac,

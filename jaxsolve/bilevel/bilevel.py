@@ -39,7 +39,7 @@ from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.vectors import clean, largest, ravel
-from ..smooth.problems import Minimise
+from ..smooth.problems import Minimise, Root
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -151,6 +151,10 @@ class Bilevel(AbstractProblem):
             return Minimise(fn, args)
         return Composite(fn, Indicator(self.lower_set), args)
 
+    def lower_equations(self, x: PyTree[Array]) -> Root:
+        """grad_y f = 0 at x, of a lower level without set and coupling."""
+        return Root(_GradientAt(self.lower), (x, self.args))
+
     def sample(self, key: Array) -> "Bilevel":
         """The problem on a random batch of its data; here, on all of them."""
         return self
@@ -196,7 +200,8 @@ class Bilevel(AbstractProblem):
         return jax.tree.map(jnp.subtract, x, self.upper_set.project(moved))
 
     @property
-    def _smooth_lower(self) -> bool:
+    def smooth_lower(self) -> bool:
+        """Whether the lower level's conditions have no kinks."""
         return self.lower_set is None and self.coupling is None
 
     @property
@@ -255,7 +260,7 @@ class Bilevel(AbstractProblem):
         operator = Operator(
             lambda v: pullback(v)[0],
             lambda w: jax.jvp(residual, (flat,), (w,))[1],
-            Structure(self._smooth_lower, self._smooth_lower and not self.coupled),
+            Structure(self.smooth_lower, self.smooth_lower and not self.coupled),
         )
         return unravel(checked(None, operator, -slope).x)
 
@@ -350,6 +355,13 @@ class _LowerAt(eqx.Module):
 
     def __call__(self, y: PyTree[Array], data: PyTree) -> Scalar:
         return self.fn(data[0], y, data[1])
+
+
+class _GradientAt(eqx.Module):
+    fn: Callable
+
+    def __call__(self, y: PyTree[Array], data: PyTree) -> PyTree[Array]:
+        return jax.grad(_LowerAt(self.fn))(y, data)
 
 
 def check_pair(name: str, init: PyTree | None) -> None:

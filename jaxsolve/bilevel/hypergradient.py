@@ -32,13 +32,17 @@ from ..core.linear import (
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Solution
 from ..core.solve import default_tolerance, solve
-from ..core.solver import as_solver
+from ..core.solver import AbstractSolver, as_solver
 from ..core.vectors import largest, norm, positive, ravel
+from ..smooth.newton import Newton
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .fisher import MFACInverse
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " m"]
+
+_SMALL = 128
+"""Up to this many lower variables the default is Newton's method."""
 
 
 class Evaluation(eqx.Module):
@@ -162,14 +166,19 @@ class Hypergradients(eqx.Module):
         return Evaluation(x, lower, adjoint, value, gradient, measure)
 
     def _lower(self, problem, x, start, tolerance, adjoint) -> Solution:
-        return solve(
-            problem.lower_problem(x),
-            self.lower_solver,
-            start,
-            tolerance=tolerance,
-            adjoint=adjoint,
-            throw=False,
-        )
+        value = start.value if isinstance(start, Solution) else start
+        inner, method = self._stated(problem, x, value)
+        return solve(inner, method, start, tolerance=tolerance, adjoint=adjoint, throw=False)
+
+    def _stated(self, problem, x, value) -> tuple[AbstractProblem, AbstractSolver]:
+        """The lower level at x, and its solver. Newton's method, where its matrix is small: what it
+        ends with is far below the tolerance, and the hypergradient's error with it."""
+        inner = problem.lower_problem(x)
+        small = sum(leaf.size for leaf in jax.tree.leaves(value)) <= _SMALL
+        if self.lower_solver is None and self.adjoint is None and small and problem.smooth_lower:
+            return problem.lower_equations(x), Newton()
+        method = inner.default_solver() if self.lower_solver is None else self.lower_solver
+        return inner, as_solver(method)
 
     def _adjoint(self, problem, x, lower: Solution, start, tolerance) -> PyTree[Array]:
         """v of H v = -grad_y F, by what is left of it at `start`."""
@@ -209,9 +218,7 @@ class Hypergradients(eqx.Module):
     def _precondition(self, problem, x, lower: Solution) -> Any:
         if problem.lower_set is not None or self.linear_solver is not None:
             return None
-        inner = problem.lower_problem(x)
-        method = inner.default_solver() if self.lower_solver is None else self.lower_solver
-        method = as_solver(method)
+        inner, method = self._stated(problem, x, lower.value)
         found = method.preconditioner(inner, lower.state)
         if found is None:
             return None

@@ -60,7 +60,8 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
     gradient; a lower level with a set Y is differentiated on the face on which y lies.
 
     Args:
-        lower_solver: of `Minimise`, or, with a set Y, of `Composite`; `None`: their default.
+        lower_solver: of `Minimise`, or, with a set Y, of `Composite`; `None`: their default, and up
+            to 128 variables, without a set, Newton's method.
         optimiser: an optax transformation (make it once), each of whose updates is taken; or
             `LBFGS(...)`. `None` is `LBFGS()`, and with a set X projected spectral steps.
         linear_solver: of the adjoint system. `None`: a factorisation of H up to 512 unknowns, else

@@ -10,6 +10,7 @@ import optimistix as optx
 import scipy.optimize
 import scipy.sparse
 from barycentres import BARYCENTRES
+from bilevel_problems import APPROXIMATE as APPROXIMATE_BILEVEL, BILEVEL
 from bridges import BRIDGES
 from projections import PROJECTIONS
 from sklearn.linear_model import Lasso
@@ -789,6 +790,7 @@ OURS = [
     *BRIDGES,
     *TRANSPORT,
     *BARYCENTRES,
+    *BILEVEL,
 ]
 
 VARIANTS = [
@@ -825,9 +827,12 @@ VARIANTS = [
 ]
 """Further problems of our solvers."""
 
-APPROXIMATE = {"LightSBM", "LowRankSinkhorn", "MinibatchLightSB", "SketchedLeastSquares"}
+APPROXIMATE = APPROXIMATE_BILEVEL | {
+    "LightSBM", "LowRankSinkhorn", "MinibatchLightSB", "SketchedLeastSquares",
+}  # fmt: skip
 """Methods which end at no solution of the problem: there is nothing for the contract to hold them
-to. Tested in test_minibatch.py and test_low_rank.py of transport/, and smooth/test_sketched.py."""
+to. Tested in test_minibatch.py and test_low_rank.py of transport/, smooth/test_sketched.py, and
+bilevel/."""
 
 _PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"
 _MESH = "optimistix's, optax's and jaxopt's loops fail inside shard_map in the versions installed"

@@ -280,10 +280,12 @@ def test_bip_is_its_recurrence(dtype, strict, kind):
     # With 1/gamma the implicit term, which only raises scores of kept weights, holds the mask.
     assert np.array_equal(mask, ranked(np.abs(quadratic(dtype)[2]), 4)) == (kind is None)
 
-    settings = {"implicit_coef": kind}
+    optimisers = optax.sgd(rate, momentum), optax.sgd(20 * rate)
     if kind == "mfac":
-        settings = {"linear_solver": MFACInverse(number, damping, samples)}
-    solver = BiP(9, optax.sgd(rate, momentum), optax.sgd(20 * rate), **settings)
+        inverse = MFACInverse(number, damping, samples)
+        solver = BiP(9, *optimisers, linear_solver=inverse)
+    else:
+        solver = BiP(9, *optimisers, implicit_coef=kind)
     found = eqx.filter_jit(lambda p: solve(p, solver))(problem)
     close = 1e-10 if dtype == jnp.float64 else 2e-4
     np.testing.assert_array_equal(found.value[0]["w"][:, 0], mask)

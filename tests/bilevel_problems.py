@@ -105,17 +105,20 @@ def bilevel(name, solver, **more):
 # --- a constraint that joins the levels -----------------------------------------------------------
 
 
+def _coupled_upper(x, y, data):
+    return 0.5 * jnp.sum((y - data["d"]) ** 2) + 0.5 * jnp.sum((x - data["a"]) ** 2)
+
+
+def _coupled_lower(x, y, data):
+    return 0.5 * jnp.sum(data["w"] * y**2) - jnp.sum(x * y)
+
+
+def _balance(x, y, data):
+    return jnp.sum(data["row"] * (x + 2 * y)) - data["level"]
+
+
 def _coupled(data):
-    def upper(x, y, data):
-        return 0.5 * jnp.sum((y - data["d"]) ** 2) + 0.5 * jnp.sum((x - data["a"]) ** 2)
-
-    def lower(x, y, data):
-        return 0.5 * jnp.sum(data["w"] * y**2) - jnp.sum(x * y)
-
-    def balance(x, y, data):
-        return jnp.sum(data["row"] * (x + 2 * y)) - data["level"]
-
-    return js.Bilevel(upper, lower, data, coupling_equality=balance)
+    return js.Bilevel(_coupled_upper, _coupled_lower, data, coupling_equality=_balance)
 
 
 def _draw_coupled(rng):

@@ -29,7 +29,7 @@ from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import norm
-from .bilevel import Bilevel, LowerPoint
+from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .value_function import AbstractValueFunction, ValueFunctionState
 
 Vector = Float[Array, " n"]
@@ -47,13 +47,15 @@ class PolishedState(eqx.Module):
         inner: of the solver that is polished.
         earlier: (x, (y, mu, lam)) at half the last weight.
         weight: that weight.
-        found: the polished point, after `finish`.
+        found: the polished point, after `finish`, or a start that is one already.
+        settled: whether it is.
     """
 
     inner: ValueFunctionState
     earlier: tuple[PyTree[Array], LowerPoint]
     weight: Scalar
     found: Point
+    settled: Bool[Array, ""]
 
     @property
     def gap(self) -> Scalar:
@@ -104,7 +106,12 @@ class Polished(AbstractSolver[Bilevel]):
         found = jax.tree.map(lambda x: jnp.zeros_like(weight, x.dtype, shape=x.shape), shapes)
         if isinstance(kept, PolishedState):
             earlier, weight = kept.earlier, kept.weight
-        return PolishedState(inner, earlier, weight, found)
+        settled = jnp.zeros_like(weight, bool)
+        if isinstance(guess.dual, BilevelDual):
+            assert guess.tolerance is not None
+            found = Point(guess.primal, guess.dual)
+            settled = problem.residual(found).within(guess.tolerance)
+        return PolishedState(inner, earlier, weight, found, settled)
 
     def step(self, problem: Bilevel, state: PolishedState) -> PolishedState:
         inner = self.solver.step(problem, state.inner)
@@ -113,14 +120,15 @@ class Polished(AbstractSolver[Bilevel]):
         earlier, weight = jax.tree.map(
             lambda a, b: jnp.where(early, a, b), new, (state.earlier, state.weight)
         )
-        return PolishedState(inner, earlier, weight, state.found)
+        return PolishedState(inner, earlier, weight, state.found, state.settled)
 
     def measure(self, problem: Bilevel, state: PolishedState) -> Scalar:
         return self.solver.measure(problem, state.inner)
 
     def status(self, problem: Bilevel, state: PolishedState, tolerance: Scalar) -> Any:
         # What `finish` makes of it is not known here: `solve` finds that it has succeeded.
-        return self.solver.status(problem, state.inner, tolerance)[0], RESULTS.stalled
+        ended = self.solver.status(problem, state.inner, tolerance)[0]
+        return ended | state.settled, RESULTS.stalled
 
     def finish(self, problem: Bilevel, state: PolishedState) -> PolishedState:
         x, lower = self._extrapolated(problem, state)
@@ -139,7 +147,12 @@ class Polished(AbstractSolver[Bilevel]):
         value, reached = problem.objective(*start.primal), problem.objective(*end.primal)
         blur = jnp.sqrt(jnp.finfo(value.dtype).eps) * jnp.maximum(jnp.abs(value), 1)
         better = reached <= value + blur
-        point = jax.tree.map(lambda a, b: jnp.where(better, a, b), end, start)
+        point = jax.tree.map(
+            lambda a, b, c: jnp.where(state.settled, c, jnp.where(better, a, b)),
+            end,
+            start,
+            state.found,
+        )
         return eqx.tree_at(lambda s: s.found, state, point)
 
     def point(self, problem: Bilevel, state: PolishedState) -> Point:

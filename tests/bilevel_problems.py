@@ -188,5 +188,6 @@ BILEVEL = [
 
 APPROXIMATE = {
     "BOME", "BiCGAFFA", "F2SA", "LVHBA", "MEHA", "PZOBO", "SABA", "SOBA", "StocBiO",
+    "BiP", "IterativeMagnitudePruning", "MagnitudePruning", "OBS",
 }  # fmt: skip
-"""Penalties and batches: they end near a solution. Tested in bilevel/."""
+"""Penalties, batches and masks: they end near a solution. Tested in bilevel/."""

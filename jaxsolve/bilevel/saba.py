@@ -110,6 +110,9 @@ class SABA(AbstractBilevelLoop):
             upper, first = _corrected(problem, 0, first, of_upper, keys[0])
             lower, second = _corrected(problem, 1, second, of_lower, keys[1])
             measure = _residual(problem, x, first.mean, second.mean)
+            # The means are of old pieces: they count for as many steps as there are blocks.
+            held = (1 - 1 / max(problem.blocks)) * state.measure
+            measure = jnp.where(state.count > 0, jnp.maximum(measure, held), measure)
         else:
             upper, lower = of_upper(problem), of_lower(problem)
             measure = _residual(problem, x, upper, lower)
@@ -122,7 +125,6 @@ class SABA(AbstractBilevelLoop):
         )
 
     def status(self, problem: Bilevel, state: LoopState, tolerance: Array) -> Any:
-        # The pieces are those of points some steps ago.
         solved = (state.count > 0) & (state.measure <= _MARGIN * tolerance)
         claim = RESULTS.where(solved, RESULTS.successful, RESULTS.approximate)
         return solved | (state.count >= self.steps), claim

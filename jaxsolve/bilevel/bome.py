@@ -22,6 +22,7 @@ from .loops import (
     Move,
     Rates,
     descend,
+    descent,
     fallen,
     inner,
     lower_gradient,
@@ -30,7 +31,6 @@ from .loops import (
     times,
     upper_pieces,
 )
-from .stoc_bio import descent
 
 
 class BOME(AbstractBilevelLoop):

@@ -210,6 +210,21 @@ def descend(value: PyTree[Array], rate: Scalar, direction: PyTree[Array]) -> PyT
     return jax.tree.map(lambda a, d: a - rate.astype(a.dtype) * d, value, direction)
 
 
+def descent(
+    problem: Bilevel,
+    x: PyTree[Array],
+    y: PyTree[Array],
+    rate: Scalar,
+    keys: Array,
+) -> PyTree[Array]:
+    """y after one gradient step of the lower level a key, each on a batch of its own."""
+
+    def step(y: PyTree, key: Array) -> tuple[PyTree, None]:
+        return descend(y, rate, lower_gradient(problem.sample(key), x, y)), None
+
+    return jax.lax.scan(step, y, keys)[0]
+
+
 def plus(*trees: PyTree[Array]) -> PyTree[Array]:
     """The sum of trees."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *trees)

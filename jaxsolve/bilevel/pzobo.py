@@ -15,8 +15,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .bilevel import Bilevel, Pair
-from .loops import AbstractBilevelLoop, LoopState, Move, Rates, inner, minus, plus, upper_pieces
-from .stoc_bio import descent
+from .loops import (
+    AbstractBilevelLoop,
+    LoopState,
+    Move,
+    Rates,
+    descent,
+    inner,
+    minus,
+    plus,
+    upper_pieces,
+)
 
 
 class PZOBO(AbstractBilevelLoop):

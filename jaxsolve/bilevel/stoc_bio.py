@@ -18,6 +18,7 @@ from .loops import (
     Move,
     Rates,
     descend,
+    descent,
     lower_gradient,
     lower_pieces,
     plus,
@@ -82,18 +83,3 @@ class StocBiO(AbstractBilevelLoop):
         keys = jax.random.split(key, self.neumann_terms)[1:]
         (total, _), _ = jax.lax.scan(term, (slope, slope), keys)
         return times(-rate, total)
-
-
-def descent(
-    problem: Bilevel,
-    x: PyTree[Array],
-    y: PyTree[Array],
-    rate: Float[Array, ""],
-    keys: Array,
-) -> PyTree[Array]:
-    """y after one step of the lower level a key, each on a batch of its own."""
-
-    def step(y: PyTree, key: Array) -> tuple[PyTree, None]:
-        return descend(y, rate, lower_gradient(problem.sample(key), x, y)), None
-
-    return jax.lax.scan(step, y, keys)[0]

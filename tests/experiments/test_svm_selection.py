@@ -13,7 +13,7 @@ from jaxsolve.experiments import carry_out, svm_selection as experiment
 from jaxsolve.experiments.data import Examples
 
 SMALL = replace(
-    experiment.EXPERIMENT.quick, splits=2, train=30, validation=30, chunks=3, steps=200, solves=4
+    experiment.EXPERIMENT.quick, splits=2, train=30, validation=30, doublings=2, steps=200, solves=4
 )
 
 

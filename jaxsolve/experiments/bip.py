@@ -39,7 +39,7 @@ from .data import Examples
 from .markdown import table
 from .statistics import Difference, paired
 
-BATCH, RATE, DECAY = 64, 0.1, 1e-4
+BATCH, DECAY = 64, 1e-4
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,13 @@ def methods(settings: Settings) -> dict[str, Any]:
     """The solvers by name."""
     steps = settings.epochs * max(1, settings.train // BATCH)
     inverse = MFACInverse(settings.gradients, damping=1e-2)
+    lower = optax.sgd(optax.cosine_decay_schedule(0.05, steps), 0.9)
+    drops = {steps // 2: 0.1, 3 * steps // 4: 0.1}
+    rate = optax.piecewise_constant_schedule(0.3, drops)
+    upper = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(rate, 0.9))
     return {
-        "BiP": BiP(steps),
-        "BiP, M-FAC": BiP(steps, linear_solver=inverse),
+        "BiP": BiP(steps, lower, upper),
+        "BiP, M-FAC": BiP(steps, lower, upper, linear_solver=inverse),
         "IMP": IterativeMagnitudePruning(steps),
         "one-shot": MagnitudePruning(steps),
         "OBS": OBS(steps, inverse=MFACInverse(2 * settings.gradients, damping=1e-5)),

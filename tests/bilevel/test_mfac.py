@@ -55,6 +55,7 @@ def test_direct_and_recursive_inverse(dtype, strict, damping):
     np.testing.assert_allclose(diagonal, np.diag(np.linalg.inv(fisher(g, damping))), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_gradients_of_batches_are_scaled():
     """b times the covariance of means of b is that of single samples: b = 8 means of the rows of a
     large sample give F of the sample, to the noise of m = 2000 of them."""
@@ -81,7 +82,9 @@ def test_blocks(x64):
     np.testing.assert_allclose(found, np.linalg.solve(dense, g.T @ weights), rtol=1e-9)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4, 1e-2])
+@pytest.mark.parametrize(
+    "spread", [1e-7, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.0, 1e-4, 1e-2))]
+)
 def test_collinear_gradients_in_float32(spread):
     """Rounding makes G G' + m delta I indefinite here. The inverse is positive definite (it may
     precondition conjugate gradients), exact outside the span, and in it no worse than blind: there

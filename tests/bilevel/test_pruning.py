@@ -96,7 +96,14 @@ def test_unstructured_masks_have_one_threshold(sparsity):
     assert Unstructured().counts(masks).tolist() == [count]
 
 
-@pytest.mark.parametrize("structure, axis", [(Filters(), -1), (Channels(), -2), (Filters(0), 0)])
+@pytest.mark.parametrize(
+    "structure, axis",
+    [
+        (Filters(), -1),
+        pytest.param(Channels(), -2, marks=slow),
+        pytest.param(Filters(0), 0, marks=slow),
+    ],
+)
 def test_slices_are_kept_whole(structure, axis):
     squares = [x**2 for x in kernels()]
     units = structure.units([x.shape for x in squares])
@@ -362,6 +369,7 @@ def test_obs_is_its_formula(x64):
     np.testing.assert_allclose(found, kept * moved, rtol=1e-8, atol=1e-12)
 
 
+@slow
 def test_obs_counts_fall_by_equal_factors():
     solver = OBS(1, recomputations=4)
     prepared, _ = regression(size=160, sparsity=0.9375).prepare(None)

@@ -5,8 +5,9 @@
    by conjugate gradients on the same system, to the same residual (1e-8). jaxopt: a solver with
    `implicit_diff=True`, started at the solution. TorchOpt: `torchopt.diff.implicit.custom_root`.
    Betty: its function `betty.hypergradient.cg`, whose number of iterations is set to what conjugate
-   gradients need; it adds the old residual to the next direction in the place of the new one (0.1.1),
-   and is wrong from its second iteration on. By hand: `jax.jvp` and `lineax.CG`. The error is that against a dense solve.
+   gradients need; its next direction is made of the old residual in the place of the new one
+   (0.1.1), so that it is wrong from the second iteration on. By hand: `jax.jvp` and `lineax.CG`.
+   The error is that against a dense solve.
 2. A lower level of 10^5 parameters, float32, on hashed sparse features: `hypergradient` beside the
    same linear solve by hand, which checks nothing and does not look whether the lower level is
    solved.

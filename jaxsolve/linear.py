@@ -9,4 +9,4 @@ from .core.linear import (
     Neumann as Neumann,
     NormalCG as NormalCG,
 )
-from .core.nystrom import Nystrom as Nystrom
+from .core.nystroem import Nystroem as Nystroem

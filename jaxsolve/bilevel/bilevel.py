@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -33,19 +32,28 @@ from ..convex.composite import Composite
 from ..convex.multipliers import signed_multipliers
 from ..convex.penalties import Indicator
 from ..convex.sets.base import AbstractSet
-from ..core.checks import show
 from ..core.closure import open_function, restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.vectors import clean, largest, ravel
 from ..smooth.problems import Minimise, Root
+from .levels import (
+    GradientAt,
+    LowerAt,
+    OfPair,
+    Opened,
+    Pair,
+    arrays_of,
+    check_callable,
+    check_out,
+    check_set,
+)
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
 
 Scalar = Float[Array, ""]
-Pair = tuple[PyTree, PyTree]
 
 
 class LowerPoint(eqx.Module):
@@ -146,14 +154,14 @@ class Bilevel(AbstractProblem):
 
     def lower_problem(self, x: PyTree[Array]) -> Minimise | Composite:
         """The lower level at x, without coupling constraints."""
-        fn, args = _LowerAt(self.lower), (x, self.args)
+        fn, args = LowerAt(self.lower), (x, self.args)
         if self.lower_set is None:
             return Minimise(fn, args)
         return Composite(fn, Indicator(self.lower_set), args)
 
     def lower_equations(self, x: PyTree[Array]) -> Root:
         """grad_y f = 0 at x, of a lower level without set and coupling."""
-        return Root(_GradientAt(self.lower), (x, self.args))
+        return Root(GradientAt(self.lower), (x, self.args))
 
     def sample(self, key: Array) -> "Bilevel":
         """The problem on a random batch of its data; here, on all of them."""
@@ -306,15 +314,16 @@ class Bilevel(AbstractProblem):
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Pair]:
         name = type(self).__name__
-        check_pair(name, init)
+        init = arrays_of(name, init)
         opened, value = {}, None
         for field in ("upper", "lower", "coupling", "coupling_equality"):
             fn = getattr(self, field)
             if fn is None:
                 continue
-            closed, value, out = open_function(name, _OfPair(fn), init, self.args)
+            check_callable(name, field, fn)
+            closed, value, out = open_function(name, OfPair(fn), init, self.args)
             opened[field] = Opened(closed)
-            _check_out(name, field, out)
+            check_out(name, field, out)
         assert value is not None
         for field, part in (("upper_set", value[0]), ("lower_set", value[1])):
             check_set(name, field, getattr(self, field), part)
@@ -332,74 +341,6 @@ class Bilevel(AbstractProblem):
         result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
         dual = guess.dual if isinstance(guess.dual, BilevelDual) else None
         return result, Point(guess.primal, dual)
-
-
-class Opened(eqx.Module):
-    """A user's function of (x, y, args), traced, of the floating arrays of x and y alone."""
-
-    inner: Callable
-
-    def __call__(self, x: PyTree[Array], y: PyTree[Array], args: PyTree) -> PyTree[Array]:
-        return self.inner((x, y), args)
-
-
-class _OfPair(eqx.Module):
-    fn: Callable
-
-    def __call__(self, value: Pair, args: PyTree) -> PyTree:
-        return self.fn(value[0], value[1], args)
-
-
-class _LowerAt(eqx.Module):
-    fn: Callable
-
-    def __call__(self, y: PyTree[Array], data: PyTree) -> Scalar:
-        return self.fn(data[0], y, data[1])
-
-
-class _GradientAt(eqx.Module):
-    fn: Callable
-
-    def __call__(self, y: PyTree[Array], data: PyTree) -> PyTree[Array]:
-        return jax.grad(_LowerAt(self.fn))(y, data)
-
-
-def check_pair(name: str, init: PyTree | None) -> None:
-    """Raise unless a guess is a pair (x, y)."""
-    if not isinstance(init, tuple) or len(init) != 2:
-        found = "None" if init is None else type(init).__name__
-        raise TypeError(f"{name} needs `init`, a pair (x, y) of guesses; got {found}.")
-
-
-def check_set(name: str, field: str, found: Any, part: PyTree[Array]) -> None:
-    """Raise unless a set is one, or absent, and fits its variable."""
-    if found is None:
-        return
-    if not isinstance(found, AbstractSet):
-        raise TypeError(
-            f"{name}: `{field}` must be one of jaxsolve.sets; got {type(found).__name__}."
-        )
-    found.problem(part)
-
-
-def _check_out(name: str, field: str, out: PyTree) -> None:
-    """Raise unless objectives are real scalars and constraints floating arrays."""
-    if field in ("upper", "lower"):
-        scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
-        if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
-            raise TypeError(
-                f"{name}: `{field}` must return a real scalar (shape ()), not {show(out)}."
-            )
-        return
-    leaves = jtu.tree_flatten_with_path(out)[0]
-    if not leaves:
-        raise TypeError(f"{name}: `{field}` returns no arrays.")
-    for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{name}: `{field}(x, y, args){jtu.keystr(path)}` is {show(leaf)}; constraints are "
-                "real floating-point arrays."
-            )
 
 
 def _dot(left: PyTree[Array], right: PyTree[Array]) -> Scalar | float:

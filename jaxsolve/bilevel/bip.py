@@ -24,7 +24,7 @@ from jaxtyping import Array, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
 from .fisher import GradientWindow, MFACInverse
 from .masks import Leaves
@@ -92,8 +92,6 @@ class BiP(AbstractSolver[Pruning]):
             check_window(self, self.linear_solver)
 
     def init(self, problem: PreparedPruning, guess: Guess) -> BiPState:
-        if isinstance(guess.state, BiPState):
-            return guess.state
         _, params = guess.primal
         scores = [jnp.abs(x) for x in problem.prunable(params)]
         lower, upper = self._optimisers()
@@ -101,7 +99,7 @@ class BiP(AbstractSolver[Pruning]):
         if self.linear_solver is not None:
             flat = ravel(params)
             window = GradientWindow.empty(self.linear_solver.number, flat.size, flat.dtype)
-        return BiPState(
+        fresh = BiPState(
             params=params,
             scores=scores,
             mask=_mask(problem, params, scores),
@@ -112,6 +110,10 @@ class BiP(AbstractSolver[Pruning]):
             key=first_key(guess.key),
             count=jnp.zeros((), jnp.int32),
         )
+        found = guess.state
+        if not isinstance(found, BiPState):
+            return fresh
+        return resumed(found, fresh, found.count >= self.steps)
 
     def step(self, problem: PreparedPruning, state: BiPState) -> BiPState:
         key, draws = next_keys(state.key, 2)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import show
+from ..core.checks import check_positive, show
 from ..core.linear import AbstractLinearSolver, Operator
 from ..core.vectors import matmul, ravel
 
@@ -253,10 +253,3 @@ def stacked(gradients: PyTree[Array]) -> Float[Array, "m d"]:
                 f"`gradients{jtu.keystr(first)}` is {show(model)}: every leaf has a gradient a row."
             )
     return jax.vmap(ravel)(gradients)
-
-
-def check_positive(name: str, **settings: float | int | None) -> None:
-    """Raise `ValueError` unless every setting that is a number is positive."""
-    for field, value in settings.items():
-        if isinstance(value, float | int) and not value > 0:
-            raise ValueError(f"{name}: `{field}` must be positive; got {value}.")

@@ -33,7 +33,7 @@ from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Solution
 from ..core.solve import default_tolerance, solve
 from ..core.solver import AbstractSolver, as_solver
-from ..core.vectors import largest, norm, positive, ravel
+from ..core.vectors import dot, largest, norm, positive, ravel
 from ..smooth.newton import Newton
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .fisher import MFACInverse
@@ -54,6 +54,7 @@ class Evaluation(eqx.Module):
         value: L, which is F where y solves the lower level.
         gradient: the hypergradient.
         measure: the largest relative residual, that of the stationarity of x included.
+        bends: v'Hv / |v|^2: negative where the lower level is at no minimum (0 if not known).
     """
 
     x: PyTree[Array]
@@ -62,6 +63,7 @@ class Evaluation(eqx.Module):
     value: Scalar
     gradient: PyTree[Array]
     measure: Scalar
+    bends: Scalar
 
 
 def hypergradient(
@@ -96,6 +98,8 @@ def hypergradient(
     """
     found, (x, y) = problem.prepare(init)
     check_uncoupled("hypergradient", found)
+    if linear_solver is not None:
+        check_linear_solver("hypergradient", linear_solver)
     dtype = jnp.result_type(*jax.tree.leaves(y))
     if tolerance is None:
         tolerance = default_tolerance(dtype)
@@ -109,6 +113,15 @@ def _evaluate(method: "Hypergradients", *args: Any) -> Evaluation:
     return jax.tree.map(
         lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, method.evaluate(*args)
     )
+
+
+def check_linear_solver(name: str, method: Any) -> None:
+    """Raise `TypeError` unless a method for linear systems is one."""
+    if not isinstance(method, AbstractLinearSolver):
+        raise TypeError(
+            f"{name}: `linear_solver` must be a solver of jaxsolve.linear, or MFACInverse(...); "
+            f"got {method!r}."
+        )
 
 
 def check_uncoupled(name: str, problem: AbstractProblem) -> None:
@@ -150,7 +163,14 @@ class Hypergradients(eqx.Module):
         measure = residual.relative
         if not self.exact:
             measure = _stationarity(problem, x, lower, gradient)
-        return Evaluation(x, lower, adjoint, value, gradient, measure)
+        slope = ravel(jax.grad(problem.objective, argnums=1)(x, lower.value))
+        v = ravel(adjoint)
+        bends = -dot(v, slope) / positive(dot(v, v))
+        # Of an approximate inverse, and where y is at a bound, this is no curvature.
+        plain = self.exact and problem.lower_set is None
+        blur = jnp.finfo(v.dtype).eps ** 0.5 * norm(slope) / positive(norm(v))
+        bends = jnp.where(plain & (bends < -blur), bends, jnp.maximum(bends, 0))
+        return Evaluation(x, lower, adjoint, value, gradient, measure, bends)
 
     def _through_steps(self, problem, x, start, adjoint, tolerance) -> Evaluation:
         if isinstance(self.adjoint, Unrolled):
@@ -163,7 +183,8 @@ class Hypergradients(eqx.Module):
 
         (value, lower), gradient = jax.value_and_grad(reduced, has_aux=True)(x)
         measure = _stationarity(problem, x, lower, gradient)
-        return Evaluation(x, lower, adjoint, value, gradient, measure)
+        unknown = jnp.zeros_like(measure)
+        return Evaluation(x, lower, adjoint, value, gradient, measure, unknown)
 
     def _lower(self, problem, x, start, tolerance, adjoint) -> Solution:
         value = start.value if isinstance(start, Solution) else start

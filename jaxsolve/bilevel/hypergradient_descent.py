@@ -18,13 +18,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from ..core.adjoint import AbstractAdjoint, Unrolled
+from ..core.adjoint import AbstractAdjoint, OneStep, Unrolled
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..smooth.lbfgs import LBFGS
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .descents import AbstractDescent, ProjectedSpectral, QuasiNewton, Transformation
-from .hypergradient import Evaluation, Hypergradients, Scalar, check_uncoupled
+from .hypergradient import (
+    Evaluation,
+    Hypergradients,
+    Scalar,
+    check_linear_solver,
+    check_uncoupled,
+)
 
 _PATIENCE = 100
 """Steps without a smaller hypergradient after which no progress is possible."""
@@ -66,7 +72,7 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
             `LBFGS(...)`. `None` is `LBFGS()`, and with a set X projected spectral steps.
         linear_solver: of the adjoint system. `None`: a factorisation of H up to 512 unknowns, else
             conjugate gradients, preconditioned by the lower solver. An approximate inverse
-            (`linear.Neumann(k)`, `linear.Nystrom(rank, damping)`, `MFACInverse`) leaves an error
+            (`linear.Neumann(k)`, `linear.Nystroem(rank, damping)`, `MFACInverse`) leaves an error
             in the hypergradient: the result is `approximate`.
         adjoint: `Unrolled(k)` or `OneStep()`: differentiate the lower solver's steps instead, k of
             them from the last y. What they leave is an error as well.
@@ -86,6 +92,13 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
                 "HypergradientDescent: `adjoint` differentiates the lower solver's steps, and "
                 "solves no system: leave out `linear_solver`."
             )
+        if self.adjoint is not None and not isinstance(self.adjoint, Unrolled | OneStep):
+            raise TypeError(
+                "HypergradientDescent: `adjoint` must be Unrolled(...) or OneStep(); got "
+                f"{type(self.adjoint).__name__}. Without it, differentiation is implicit."
+            )
+        if self.linear_solver is not None:
+            check_linear_solver("HypergradientDescent", self.linear_solver)
         biased = not self._hypergradients.exact and not isinstance(self.adjoint, Unrolled)
         if biased and not isinstance(self.optimiser, optax.GradientTransformation):
             raise TypeError(
@@ -102,6 +115,7 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
 
     def init(self, problem: Bilevel, guess: Guess) -> HypergradientDescentState:
         x, y = guess.primal
+        x = problem.into_upper(x)
         assert guess.tolerance is not None
         old = guess.state if isinstance(guess.state, HypergradientDescentState) else None
         adjoint = jax.tree.map(jnp.zeros_like, y)
@@ -149,9 +163,11 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
         self, problem: Bilevel, state: HypergradientDescentState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
         solved = state.at.measure <= tolerance
+        bent = state.at.bends < 0
         stalled = state.stuck | (state.idle >= _PATIENCE)
         good = RESULTS.successful if self._hypergradients.exact else RESULTS.approximate
-        return solved | stalled, RESULTS.where(solved, good, RESULTS.stalled)
+        result = RESULTS.where(solved, good, RESULTS.stalled)
+        return solved | stalled, RESULTS.where(solved & bent, RESULTS.nonconvex, result)
 
     def point(self, problem: Bilevel, state: HypergradientDescentState) -> Point:
         primal = (state.at.x, state.at.lower.value)

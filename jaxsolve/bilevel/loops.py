@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import finite, largest
 from .bilevel import Bilevel, Pair
 
@@ -113,13 +113,10 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
                 )
 
     def init(self, problem: Bilevel, guess: Guess) -> LoopState:
-        found = guess.state
-        if isinstance(found, LoopState):
-            return eqx.tree_at(lambda s: s.primal, found, guess.primal)
         key = jax.random.key(0) if guess.key is None else guess.key
         x, y = guess.primal
         dtype = jnp.result_type(*jax.tree.leaves((x, y)))
-        return LoopState(
+        fresh = LoopState(
             primal=(problem.into_upper(x), y),
             memory=self.start(problem, guess.primal),
             gradient=jax.tree.map(jnp.zeros_like, x),
@@ -127,6 +124,12 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
             key=jax.random.bits(key, (2,), jnp.uint32),
             count=jnp.zeros((), jnp.int32),
         )
+        found = guess.state
+        if not isinstance(found, LoopState):
+            return fresh
+        kept = eqx.tree_at(lambda s: s.primal, found, guess.primal)
+        assert guess.tolerance is not None
+        return resumed(kept, fresh, self.status(problem, found, guess.tolerance)[0])
 
     def step(self, problem: Bilevel, state: LoopState) -> LoopState:
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl="threefry2x32"))

@@ -15,7 +15,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .fisher import GradientWindow, check_positive
+from ..core.checks import check_positive
+from .fisher import GradientWindow
 
 
 class MFACState(NamedTuple):

@@ -16,8 +16,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
+from ..core.checks import check_positive
 from ..core.vectors import ravel
-from .fisher import FisherInverse, MFACInverse, check_positive
+from .fisher import FisherInverse, MFACInverse
 from .pruning import Network, PreparedPruning
 from .rounds import AbstractRounds, RoundsState
 

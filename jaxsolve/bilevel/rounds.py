@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
 from .bip import first_key, next_keys, smoothed
 from .pruning import Network, PreparedPruning, Pruning, Scalar
@@ -70,10 +70,8 @@ class AbstractRounds(AbstractSolver[Pruning]):
         check_kind(self, problem, PreparedPruning)
 
     def init(self, problem: PreparedPruning, guess: Guess) -> RoundsState:
-        if isinstance(guess.state, RoundsState):
-            return guess.state
         mask, params = guess.primal
-        return RoundsState(
+        fresh = RoundsState(
             params=params,
             mask=mask,
             inner=self._optimiser().init(params),
@@ -81,6 +79,10 @@ class AbstractRounds(AbstractSolver[Pruning]):
             key=first_key(guess.key),
             count=jnp.zeros((), jnp.int32),
         )
+        found = guess.state
+        if not isinstance(found, RoundsState):
+            return fresh
+        return resumed(found, fresh, self.ended(problem, found))
 
     def step(self, problem: PreparedPruning, state: RoundsState) -> RoundsState:
         key, draws = next_keys(state.key, 2)
@@ -112,8 +114,12 @@ class AbstractRounds(AbstractSolver[Pruning]):
         return state.loss
 
     def status(self, problem: PreparedPruning, state: RoundsState, tolerance: Scalar) -> Any:
+        return self.ended(problem, state), RESULTS.approximate
+
+    def ended(self, problem: PreparedPruning, state: RoundsState) -> Bool[Array, ""]:
+        """Whether the last round is over."""
         each, last = self.lengths()
-        return state.count >= (self.rounds(problem) - 1) * each + last, RESULTS.approximate
+        return state.count >= (self.rounds(problem) - 1) * each + last
 
     def point(self, problem: PreparedPruning, state: RoundsState) -> Point:
         return Point((state.mask, state.params))

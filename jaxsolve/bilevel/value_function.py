@@ -244,7 +244,10 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         return state.penalised / state.size
 
     def status(self, problem: Bilevel, state: ValueFunctionState, tolerance: Scalar) -> Any:
-        return state.count >= state.end, RESULTS.approximate
+        # Beyond the size of the gradient of F the residual says nothing about F: the steps were
+        # too long, and the inner point is lost.
+        near = (self.measure(problem, state) <= 1) & (jnp.abs(state.gap) <= state.size)
+        return state.count >= state.end, RESULTS.where(near, RESULTS.approximate, RESULTS.stalled)
 
     def lower_point(self, problem: Bilevel, state: ValueFunctionState) -> LowerPoint:
         """(y, mu, lam) in the units of the problem."""

@@ -62,6 +62,13 @@ def check_scalar(name: str, out: Any) -> None:
         raise TypeError(f"{name}: `fn` must return a real scalar (shape ()), not {show(out)}.")
 
 
+def check_positive(name: str, **settings: float | int | None) -> None:
+    """Raise `ValueError` unless every setting that is a number is positive."""
+    for field, value in settings.items():
+        if isinstance(value, float | int) and not value > 0:
+            raise ValueError(f"{name}: `{field}` must be positive; got {value}.")
+
+
 def check_problem(problem: Any) -> None:
     """Raise unless `problem` is one."""
     if not isinstance(problem, AbstractProblem):

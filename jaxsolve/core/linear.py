@@ -104,7 +104,7 @@ class ConjugateGradient(AbstractLinearSolver):
         rtol: relative residual to stop at; `None` follows the dtype (eps^0.6).
         max_steps: `None` is 10 n.
         preconditioner: a fixed symmetric definite approximate inverse, in the forward solver's
-            place: `Nystrom(rank, damping)`.
+            place: `Nystroem(rank, damping)`.
     """
 
     rtol: float | Float[Array, ""] | None = None

@@ -143,6 +143,8 @@ def verdict(
     proved = proof & problem.certificate(point, claim) if solver.proves else jnp.array(False)
     unfounded = (claim == RESULTS.successful) | (claim == RESULTS.stalled) | (proof & ~proved)
     result = RESULTS.where(unfounded, unmet, claim)
+    lost = (claim == RESULTS.approximate) & ~jnp.isfinite(residual.relative)
+    result = RESULTS.where(lost, RESULTS.nonfinite_state, result)
     # A lost iterate's last finite point may still be a solution.
     return RESULTS.where(solved & ~proved, RESULTS.successful, result)
 

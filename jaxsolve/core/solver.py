@@ -5,6 +5,8 @@ from functools import singledispatch
 from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .problem import AbstractProblem
@@ -100,6 +102,14 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
         """The solver for those lanes alone that this one leaves without a verified verdict. Their
         state stays the one that this solver ended with."""
         return None
+
+
+def resumed(kept: PyTree, fresh: PyTree, ended: Bool[Array, ""]) -> PyTree:
+    """The state that a method of a set number of steps begins with: the one that it is given, cut
+    before its end, or a first one, where that had ended and its point alone is a start."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(ended, new, old) if eqx.is_array(new) else new, fresh, kept
+    )
 
 
 @singledispatch

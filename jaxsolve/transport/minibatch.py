@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 from ..core.adjoint import AbstractAdjoint, Detached
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import largest
 from .bridge import LightParameters, LightProblem, SchrodingerBridge
 from .covariances import AbstractCovariance, Diagonal
@@ -83,17 +83,19 @@ class AbstractMinibatch(AbstractSolver[SchrodingerBridge]):
         return _Stochastic(**{name: getattr(fit, name) for name in fit.__dataclass_fields__}), value
 
     def init(self, problem: LightProblem, guess: Guess) -> MinibatchState:
-        found = guess.state
-        if isinstance(found, MinibatchState):
-            return eqx.tree_at(lambda s: s.primal, found, guess.primal)
         key = jax.random.key(0) if guess.key is None else guess.key
-        return MinibatchState(
+        fresh = MinibatchState(
             primal=guess.primal,
             inner=self.optimiser.init(guess.primal),  # pyright: ignore[reportArgumentType]
             gradient=jax.tree.map(jnp.zeros_like, guess.primal),
             key=jax.random.bits(key, (2,), jnp.uint32),
             count=jnp.zeros((), jnp.int32),
         )
+        found = guess.state
+        if not isinstance(found, MinibatchState):
+            return fresh
+        kept = eqx.tree_at(lambda s: s.primal, found, guess.primal)
+        return resumed(kept, fresh, found.count >= self.steps)
 
     def step(self, problem: LightProblem, state: MinibatchState) -> MinibatchState:
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl="threefry2x32"))

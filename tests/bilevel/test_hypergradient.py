@@ -34,7 +34,7 @@ def evaluate(start=None, **settings):
         js.linear.NormalCG(rtol=1e-14),
         js.linear.GMRES(rtol=1e-14),
         js.linear.MINRES(rtol=1e-14),
-        js.linear.ConjugateGradient(rtol=1e-14, preconditioner=js.linear.Nystrom(3, 0.5)),
+        js.linear.ConjugateGradient(rtol=1e-14, preconditioner=js.linear.Nystroem(3, 0.5)),
     ],
     ids=lambda s: type(s).__name__,
 )
@@ -107,7 +107,7 @@ def test_nystrom(rank):
     products = DATA["H"] @ basis
     low_rank = products @ np.linalg.solve(basis.T @ products, products.T)
     inverse = np.linalg.inv(low_rank + damping * np.eye(LOWER))
-    found = evaluate(linear_solver=js.linear.Nystrom(rank, damping))
+    found = evaluate(linear_solver=js.linear.Nystroem(rank, damping))
     np.testing.assert_allclose(found.gradient, with_adjoint(DATA, X, inverse), rtol=0, atol=1e-9)
 
 
@@ -115,7 +115,7 @@ def test_nystrom_error_falls_with_damping_at_full_rank():
     exact = with_adjoint(DATA, X, np.linalg.inv(DATA["H"]))
     errors = []
     for damping in (1e-1, 1e-2, 1e-3):
-        found = evaluate(linear_solver=js.linear.Nystrom(LOWER, damping))
+        found = evaluate(linear_solver=js.linear.Nystroem(LOWER, damping))
         errors.append(np.abs(found.gradient - exact).max())
     np.testing.assert_allclose(errors[0] / errors[1], 10, rtol=0.3)
     np.testing.assert_allclose(errors[1] / errors[2], 10, rtol=0.05)
@@ -285,3 +285,56 @@ def test_samples_must_agree():
     bad = js.StochasticBilevel(loss, loss, data, data, batch_size=2)
     with pytest.raises(ValueError, match=r"`upper_data\[1\]` is float64\[5\]"):
         js.solve(bad, js.HypergradientDescent(), (jnp.zeros(2), jnp.zeros(2)))
+
+
+# --- what a review has found --------------------------------------------------------------------
+
+
+def target(x, y, args):
+    return jnp.sum((y - 1.0) ** 2) + jnp.sum((x - 2.0) ** 2)
+
+
+def follow(x, y, args):
+    return jnp.sum((y - x) ** 2)
+
+
+def test_a_lone_number_is_a_variable():
+    solution = js.solve(js.Bilevel(target, follow), init=(0.0, jnp.zeros(2)))
+    np.testing.assert_allclose(solution.value[0], 4 / 3, atol=1e-7)
+
+
+@pytest.mark.fast
+def test_integers_are_no_variable():
+    with pytest.raises(TypeError, match=r"`init\[0\]` has no floating-point array"):
+        js.solve(js.Bilevel(target, follow), init=(jnp.zeros(2, int), jnp.zeros(2)))
+
+
+def test_a_maximum_of_the_lower_level_is_no_solution():
+    turned = js.Bilevel(target, lambda x, y, args: -follow(x, y, args))
+    solution = js.solve(turned, init=(jnp.zeros(2), jnp.zeros(2)), throw=False)
+    assert solution.result == js.RESULTS.nonconvex
+
+
+def test_a_start_outside_of_the_set():
+    bounded = js.Bilevel(target, follow, upper_set=js.sets.Box(1.6, 3.0))
+    solution = js.solve(bounded, init=(jnp.zeros(2), jnp.zeros(2)))
+    np.testing.assert_allclose(solution.value[0], 1.6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        (js.HypergradientDescent(adjoint=js.Detached()), "`adjoint` must be Unrolled"),
+        (js.HypergradientDescent(linear_solver="cg"), "`linear_solver` must be a solver"),
+    ],
+)
+def test_settings_that_are_none(solver, words):
+    with pytest.raises(TypeError, match=words):
+        js.solve(js.Bilevel(target, follow), solver, (jnp.zeros(2), jnp.zeros(2)))
+
+
+@pytest.mark.fast
+def test_a_level_is_a_function():
+    with pytest.raises(TypeError, match="`upper` must be a function"):
+        js.solve(js.Bilevel(3.0, follow), init=(jnp.zeros(2), jnp.zeros(2)))

@@ -405,3 +405,26 @@ def test_data_that_do_not_fit():
         js.solve(make(data, (data, jnp.ones(5)), batch_size=2), METHODS["SOBA"], init)
     with pytest.raises(ValueError, match="holds no samples"):
         js.solve(make(data[:0], data, batch_size=2), METHODS["SOBA"], init)
+
+
+def test_a_solve_that_has_ended_is_a_start_for_other_data():
+    """Of a method of a set number of steps: it makes them again, on the new problem."""
+    loss = lambda x, y, batch, args: jnp.mean((batch - y) ** 2) + (x - y) ** 2
+    follow = lambda x, y, batch, args: jnp.mean((batch - y) ** 2) + (y - x) ** 2
+    rng = np.random.default_rng(0)
+    problem = lambda mean: js.StochasticBilevel(
+        loss,
+        follow,
+        jnp.asarray(mean + rng.normal(size=20), jnp.float32),
+        jnp.asarray(mean + rng.normal(size=20), jnp.float32),
+        batch_size=5,
+    )
+    start = jnp.zeros(()), jnp.zeros(())
+    solver = js.SOBA(steps=300, upper_step_size=0.1, lower_step_size=0.1)
+    first = js.solve(problem(0.0), solver, start)
+    other = problem(5.0)
+    again = js.solve(other, solver, first)
+    assert int(again.stats.steps) == 300
+    alone = js.solve(other, solver, start)
+    np.testing.assert_allclose(again.value[0], alone.value[0], atol=0.3)
+    assert float(again.value[0]) > 3.0

@@ -13,13 +13,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from .checks import check_positive
 from .krylov import Product, Vector
 from .linear import AbstractLinearSolver, Operator
 from .mesh import vary, varying
 from .vectors import matmul, norm
 
 
-class Nystrom(AbstractLinearSolver):
+class Nystroem(AbstractLinearSolver):
     """For symmetric J with eigenvalues of at least 0, few of them large: an approximation.
 
     Off by the eigenvalues that rank k leaves out, and by the damping: at most b times
@@ -38,13 +39,16 @@ class Nystrom(AbstractLinearSolver):
 
     exact: ClassVar[bool] = False
 
+    def __check_init__(self):
+        check_positive("Nystroem", rank=self.rank, damping=self.damping)
+
     def solve(self, operator: Operator, b: Vector) -> Vector:
         return self.prepared(operator, b)(b)
 
     def prepared(self, operator: Operator, like: Vector) -> Product:
         if not operator.structure.symmetric:
             raise TypeError(
-                "`linear_solver=Nystrom(...)` needs a symmetric Jacobian: use GMRES() or "
+                "`linear_solver=Nystroem(...)` needs a symmetric Jacobian: use GMRES() or "
                 "NormalCG()."
             )
         damping = jnp.asarray(self.damping, like.dtype)

@@ -177,11 +177,11 @@ def spectral_norm(
     """The norm of a matrix by power steps, from a fixed start; 1 of the zero matrix."""
     start = jnp.cos(jnp.arange(like.size, dtype=like.dtype)) + 0 * like
 
-    def step(_: Array, v: Vector) -> Vector:
+    def step(v: Vector, _: None) -> tuple[Vector, None]:
         moved = transpose(product(v))
-        return moved / positive(norm(moved))
+        return moved / positive(norm(moved)), None
 
-    v = jax.lax.fori_loop(0, _POWER_STEPS, step, start / norm(start))
+    v, _ = jax.lax.scan(step, start / norm(start), length=_POWER_STEPS)
     return positive(norm(product(v)))
 
 

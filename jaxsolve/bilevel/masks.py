@@ -144,12 +144,12 @@ def largest_of(values: Float[Array, " n"], count: Int[Array, ""]) -> Bool[Array,
 
     number = lambda which: jnp.sum(which, dtype=count.dtype)
 
-    def lower(i: Array, threshold: Array) -> Array:
+    def lower(threshold: Array, i: Array) -> tuple[Array, None]:
         higher = threshold | (one << (width - 1 - i).astype(kind))
-        return jnp.where(number(bits >= higher) >= count, higher, threshold)
+        return jnp.where(number(bits >= higher) >= count, higher, threshold), None
 
     start = vary(jnp.zeros((), kind), varying((values, count)))
-    threshold = jax.lax.fori_loop(0, width, lower, start)
+    threshold, _ = jax.lax.scan(lower, start, jnp.arange(width, dtype=jnp.int32))
     above, ties = bits > threshold, bits == threshold
     return above | (ties & (jnp.cumsum(ties, dtype=count.dtype) <= count - number(above)))
 

@@ -23,14 +23,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
+from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
 from .fisher import GradientWindow, MFACInverse
 from .masks import Leaves
-from .pruning import Network, PreparedPruning, Pruning, Scalar
-
-_SMOOTHING = 0.95
+from .pruning import Network, PreparedPruning, Pruning, Scalar, smoothed
 
 
 class BiPState(eqx.Module):
@@ -186,23 +185,6 @@ def check_window(solver: AbstractSolver, inverse: MFACInverse) -> None:
                 f"{type(solver).__name__}: `linear_solver` has `{field}`, but the gradients are "
                 "the solver's own, in a window: MFACInverse(number, damping, samples)."
             )
-
-
-def first_key(key: Any) -> UInt32[Array, "2"]:
-    """A key as numbers; the same one where none is given."""
-    return jax.random.bits(jax.random.key(0) if key is None else key, (2,), jnp.uint32)
-
-
-def next_keys(key: UInt32[Array, "2"], number: int) -> tuple[UInt32[Array, "2"], Array]:
-    """The next key, and keys for this step."""
-    found = jax.random.split(jax.random.wrap_key_data(key, impl="threefry2x32"), number + 1)
-    return jax.random.key_data(found[0]), found[1:]
-
-
-def smoothed(mean: Scalar, loss: Scalar, count: Int[Array, ""]) -> Scalar:
-    """The running mean of losses; the first one is taken as it is."""
-    weight = jnp.where(count == 0, 1.0, 1 - _SMOOTHING).astype(mean.dtype)
-    return mean + weight * (loss.astype(mean.dtype) - mean)
 
 
 def _mask(problem: PreparedPruning, params: Network, scores: Leaves) -> Network:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
+from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import finite, largest
@@ -113,7 +114,6 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
                 )
 
     def init(self, problem: Bilevel, guess: Guess) -> LoopState:
-        key = jax.random.key(0) if guess.key is None else guess.key
         x, y = guess.primal
         dtype = jnp.result_type(*jax.tree.leaves((x, y)))
         fresh = LoopState(
@@ -121,7 +121,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
             memory=self.start(problem, guess.primal),
             gradient=jax.tree.map(jnp.zeros_like, x),
             measure=jnp.ones((), dtype),
-            key=jax.random.bits(key, (2,), jnp.uint32),
+            key=first_key(guess.key),
             count=jnp.zeros((), jnp.int32),
         )
         found = guess.state
@@ -132,7 +132,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
         return resumed(kept, fresh, self.status(problem, found, guess.tolerance)[0])
 
     def step(self, problem: Bilevel, state: LoopState) -> LoopState:
-        key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl="threefry2x32"))
+        key, (draw,) = next_keys(state.key, 1)
         rates = self.rates(state)
         direction, lower, memory, measure = self.move(problem, state, rates, draw)
         x, y = state.primal
@@ -150,7 +150,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
             memory=memory,
             gradient=gradient,
             measure=jnp.where(usable, measure.astype(state.measure.dtype), jnp.nan),
-            key=jax.random.key_data(key),
+            key=key,
             count=state.count + 1,
         )
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Scalar = Float[Array, ""]
 Network = PyTree[Array]
 
+_SMOOTHING = 0.95
+
 
 class _Pruning(AbstractProblem):
     """What a pruning problem refuses, before and after it is prepared."""
@@ -305,3 +307,9 @@ def _samples(data: PyTree) -> int:
                 "the same number in each array, at least one."
             )
     return model.shape[0]
+
+
+def smoothed(mean: Scalar, loss: Scalar, count: Int[Array, ""]) -> Scalar:
+    """The running mean of losses; the first one is taken as it is."""
+    weight = jnp.where(count == 0, 1.0, 1 - _SMOOTHING).astype(mean.dtype)
+    return mean + weight * (loss.astype(mean.dtype) - mean)

@@ -15,11 +15,11 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from ..core.checks import check_kind
+from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
-from .bip import first_key, next_keys, smoothed
-from .pruning import Network, PreparedPruning, Pruning, Scalar
+from .pruning import Network, PreparedPruning, Pruning, Scalar, smoothed
 
 
 class RoundsState(eqx.Module):

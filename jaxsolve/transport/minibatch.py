@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from ..core.adjoint import AbstractAdjoint, Detached
 from ..core.checks import check_kind
+from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import largest
@@ -83,12 +84,11 @@ class AbstractMinibatch(AbstractSolver[SchrodingerBridge]):
         return _Stochastic(**{name: getattr(fit, name) for name in fit.__dataclass_fields__}), value
 
     def init(self, problem: LightProblem, guess: Guess) -> MinibatchState:
-        key = jax.random.key(0) if guess.key is None else guess.key
         fresh = MinibatchState(
             primal=guess.primal,
             inner=self.optimiser.init(guess.primal),  # pyright: ignore[reportArgumentType]
             gradient=jax.tree.map(jnp.zeros_like, guess.primal),
-            key=jax.random.bits(key, (2,), jnp.uint32),
+            key=first_key(guess.key),
             count=jnp.zeros((), jnp.int32),
         )
         found = guess.state
@@ -98,7 +98,7 @@ class AbstractMinibatch(AbstractSolver[SchrodingerBridge]):
         return resumed(kept, fresh, found.count >= self.steps)
 
     def step(self, problem: LightProblem, state: MinibatchState) -> MinibatchState:
-        key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl="threefry2x32"))
+        key, (draw,) = next_keys(state.key, 1)
         gradient = jax.grad(lambda value: self.loss(problem, value, draw))(state.primal)
         changes, inner = self.optimiser.update(gradient, state.inner, state.primal)  # pyright: ignore[reportArgumentType]
         moved = jax.tree.map(jnp.add, state.primal, changes)
@@ -109,7 +109,7 @@ class AbstractMinibatch(AbstractSolver[SchrodingerBridge]):
             gradient=jax.tree.map(
                 lambda old, new: _SMOOTHING * old + (1 - _SMOOTHING) * new, state.gradient, gradient
             ),
-            key=jax.random.key_data(key),
+            key=key,
             count=state.count + 1,
         )
 

@@ -34,6 +34,30 @@ def error(toy, solver):
     return relative([x], toy.x)
 
 
+def last_weight(solver):
+    return float(solver.penalty * solver.steps**solver.exponent)
+
+
+def bias_a(solver, scale=1.0, length=1.0, upper=1.0):
+    """The relative error in x of the penalised toy A at the last weight.
+
+    On the constraint y = (x + 1 + d, -2 x - 1 - d) an entry, f - v is k d^2 / 2, k = g / (g + 2)
+    with g = gamma1 in the units of the toy. Then F / c + f - v is least at d = 0.2 / (0.4 + c k),
+    x = -0.3 - 0.4 d, with c and f - v in those units too.
+    """
+    steepness = scale / float(solver.unit)
+    gamma = float(solver.gamma1) * steepness / length**2
+    weight = last_weight(solver) * steepness / upper
+    return 0.4 / 0.3 * 0.2 / (0.4 + weight * gamma / (gamma + 2))
+
+
+def moreau(solver, curvature):
+    """1 / (1 + c k), k = gamma1 / (1 + gamma1): for F = a ((x - 2)^2 + y^2) / 2, f = (x - y)^2 / 2
+    in its unit, F / c + f - v = F / c + k f is least at x - 1 = 1 / (1 + 2 c k / a) = 1 - y."""
+    gamma = float(solver.gamma1)
+    return 1 / (1 + 2 * last_weight(solver) / curvature * gamma / (1 + gamma))
+
+
 # gamma1, gamma2, exponent, steps, relative error in x; then what the defaults must reach.
 TABLE = [
     (2, 1, 0.30, 3_000, 8.4e-2),
@@ -72,15 +96,14 @@ def test_the_defaults_on_a_larger_toy_a(x64, steps, goal):
 
 
 @pytest.mark.slow
-def test_errors_are_as_the_inverse_of_the_weight_and_the_gap_falls(x64):
+def test_errors_are_those_of_the_last_weight_and_the_gap_falls(x64):
     toy = toy_a(100)
-    products, gaps = [], []
+    gaps = []
     for steps in (1_000, 4_000, 16_000):
         solver = with_arrays(LVHBA, steps=steps)
         solution = js.solve(toy.problem, solver, toy.init)
-        products.append(relative([solution.value[0]], toy.x) * steps**0.49)
+        np.testing.assert_allclose(relative([solution.value[0]], toy.x), bias_a(solver), rtol=0.05)
         gaps.append(float(solution.state.gap))
-    np.testing.assert_allclose(products, products[-1], rtol=0.1)
     # f - v is of second order in the error.
     np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 4 ** (2 * 0.49), rtol=0.15)
 
@@ -156,7 +179,7 @@ def test_batched_and_alone_are_equal(dtype):
 def test_float32(strict):
     toy = toy_a(100)
     solution = js.solve(toy.problem, LVHBA(), toy.init)
-    assert relative([solution.value[0]], toy.x) <= 2e-2
+    np.testing.assert_allclose(relative([solution.value[0]], toy.x), bias_a(LVHBA()), rtol=0.05)
     leaves = jax.tree.leaves(solution.state)
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in leaves)
 
@@ -244,16 +267,21 @@ def test_inequalities_and_a_set(x64):
         upper_set=sets.Box(0.0, 3.0),
     )
     init = (jnp.array([3.0, 0.0]), jnp.array([0.0, 0.0]))
-    for solver, goal in ((LVHBA(), 1e-5), (BiCGAFFA(steps=20_000), 2e-2)):
+    # On the constraint there is no bias. Where it is a penalty in effect: rows (y - x) / 2^(1/2)
+    # and gamma2 = 1 give c (y - x) = 4 (x - 1) = 4 (2 - y), lam = 4 - y + (y - x) / 4.
+    # The point follows c_k with a lag: a tenth of the bias is left for it.
+    other = BiCGAFFA(steps=20_000)
+    apart = 2 / (last_weight(other) + 2)
+    for solver, gap, goal in ((LVHBA(), 0.0, 1e-5), (other, apart, 0.1 * apart)):
         solution = js.solve(problem, solver, init)
         x, y = solution.value
-        np.testing.assert_allclose(x, 1.5, atol=goal)
-        np.testing.assert_allclose(y, 1.5, atol=goal)
-        np.testing.assert_allclose(solution.dual.inequality, 2.5, atol=5 * goal)
+        np.testing.assert_allclose(x, 1.5 - gap / 2, atol=goal)
+        np.testing.assert_allclose(y, 1.5 + gap / 2, atol=goal)
+        np.testing.assert_allclose(solution.dual.inequality, 2.5 - gap / 4, atol=5 * goal)
     bound = eqx.tree_at(lambda p: p.upper_set, problem, sets.Box(0.0, 1.0))
     x, y = js.solve(bound, LVHBA(), init).value
     np.testing.assert_allclose(x, 1.0, atol=1e-12)
-    np.testing.assert_allclose(y, 1.0, atol=1e-2)
+    np.testing.assert_allclose(y, 1.0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -272,14 +300,20 @@ def test_a_projection_of_the_users_own(x64):
 
 @pytest.mark.slow
 def test_toy_b_alone_stays_at_the_bias(x64):
+    """With d = y - y(x), A d = 0, f - v is k |d|^2 / 2, k = gamma1 / (1 + gamma1), so that
+    c k d = -P grad_y F, P the projection on A d = 0."""
     toy = toy_b()
-    for steps, goal in ((3_000, 3e-2), (30_000, 1e-2)):
-        solution = js.solve(toy.problem, with_arrays(LVHBA, steps=steps), toy.init)
-        x, y = solution.value
-        matrices = [np.asarray(part) for part in toy.problem.args]
-        assert np.abs(matrices[0] @ y + matrices[1] @ x).max() < 1e-8
-        assert np.abs(matrices[4] @ x).max() < 1e-8
-        assert 1e-4 < np.linalg.norm(y - toy.y(x)) < goal
+    A, H, c, d, B = (np.asarray(part) for part in toy.problem.args)
+    for steps in (3_000, 30_000):
+        solver = with_arrays(LVHBA, steps=steps)
+        x, y = (np.asarray(part) for part in js.solve(toy.problem, solver, toy.init).value)
+        assert np.abs(A @ y + H @ x).max() < 1e-8
+        assert np.abs(B @ x).max() < 1e-8
+        slope = np.cos(c @ x + d @ y) * d + 2 * (x + y) / (np.sum((x + y) ** 2) + 1)
+        slope -= np.linalg.pinv(A) @ (A @ slope)
+        gamma = float(solver.gamma1)
+        bias = np.linalg.norm(slope) * (1 + gamma) / gamma / last_weight(solver)
+        np.testing.assert_allclose(np.linalg.norm(y - toy.y(x)), bias, rtol=0.1)
 
 
 # --- without a projection, without coupling ----------------------------------------------------
@@ -302,13 +336,12 @@ def test_moreau_envelope(x64):
         lambda x, y, args: (x - 2) ** 2 + y[0] ** 2 + (y[1] - 3) ** 2,
         lambda x, y, args: 0.5 * (y[0] - x) ** 2,
     )
-    errors = []
     for steps in (1_000, 10_000):
-        solution = js.solve(problem, with_arrays(MEHA, steps=steps), (jnp.array(0.0), jnp.zeros(2)))
-        x, y = solution.value
-        errors.append(float(jnp.abs(jnp.array([x - 1, y[0] - 1, y[1] - 3])).max()))
-    assert errors[1] < 3e-2
-    np.testing.assert_allclose(errors[0] / errors[1], 10**0.49, rtol=0.2)
+        solver = with_arrays(MEHA, steps=steps)
+        x, y = js.solve(problem, solver, (jnp.array(0.0), jnp.zeros(2))).value
+        bias = moreau(solver, 2)
+        np.testing.assert_allclose([x - 1, 1 - y[0]], bias, rtol=0.05)
+        np.testing.assert_allclose(y[1], 3, atol=1e-5)
     # With sets: y1 <= 0.5 leaves x = 2, and y2 <= 2.
     held = eqx.tree_at(
         lambda p: p.lower_set,
@@ -317,7 +350,7 @@ def test_moreau_envelope(x64):
         is_leaf=lambda v: v is None,
     )
     x, y = js.solve(held, MEHA(), (jnp.array(0.0), jnp.zeros(2))).value
-    np.testing.assert_allclose(jnp.array([x, *y]), [2.0, 0.5, 2.0], atol=1e-2)
+    np.testing.assert_allclose(jnp.array([x, *y]), [2.0, 0.5, 2.0], atol=1e-5)
 
 
 # --- step sizes, refusals ------------------------------------------------------------------------
@@ -330,7 +363,8 @@ BAD = [{name: value} for name in ("scale", "length", "upper") for value in (1e2,
 def test_suggested_steps_do_not_depend_on_units(x64, units):
     toy = toy_a(100, **units)
     solver = suggest_steps(toy.problem, toy.init)
-    assert relative([js.solve(toy.problem, solver, toy.init).value[0]], toy.x) < 2e-2
+    error = relative([js.solve(toy.problem, solver, toy.init).value[0]], toy.x)
+    np.testing.assert_allclose(error, bias_a(solver, **units), rtol=0.05)
     plain, _ = js.solve(toy.problem, with_arrays(LVHBA), toy.init, throw=False).value
     assert not np.abs(plain - toy.x).max() < 0.3 * np.abs(toy.x).max()
 
@@ -343,8 +377,9 @@ def test_suggested_steps_of_other_methods(x64, kind):
         lambda x, y, args: 1e4 * jnp.sum((y - x) ** 2),
     )
     init = (jnp.zeros(3), jnp.ones(3))
-    x, _ = js.solve(problem, suggest_steps(problem, init, kind()), init).value
-    np.testing.assert_allclose(x, 1.0, atol=5e-2)
+    solver = suggest_steps(problem, init, kind())
+    x, _ = js.solve(problem, solver, init).value
+    np.testing.assert_allclose(x - 1, moreau(solver, 2e-3), rtol=0.05)
 
 
 @pytest.mark.fast

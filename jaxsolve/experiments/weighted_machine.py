@@ -123,13 +123,14 @@ class Projection(eqx.Module):
     def __call__(self, x: Array, y: Variables) -> tuple[Array, Variables]:
         short = 1 - y["s"]
 
-        def newton(_: Array, v: Array) -> Array:
+        def newton(v: Array, _: None) -> tuple[Array, None]:
             active = short - matmul(self.rows, v) > 0
             own = jnp.where(active[:, None], self.rows, 0)
             side = y["v"] + matmul(short, own)
-            return jnp.linalg.solve(jnp.eye(v.size, dtype=v.dtype) + matmul(own.T, own), side)
+            square = jnp.eye(v.size, dtype=v.dtype) + matmul(own.T, own)
+            return jnp.linalg.solve(square, side), None
 
-        v = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, y["v"])
+        v, _ = jax.lax.scan(newton, y["v"], length=_NEWTON_STEPS)
         slack = jnp.maximum(y["s"], 1 - matmul(self.rows, v))
         return jnp.clip(x, self.low, self.high), {"v": v, "s": slack}
 

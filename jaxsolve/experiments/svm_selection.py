@@ -77,7 +77,7 @@ class Settings:
     steps: int = 500
     solves: int = 20
     start: float = 0.0
-    learning_rate: float = 0.2
+    learning_rate: float = 0.8
     rho: float = 10.0
 
 

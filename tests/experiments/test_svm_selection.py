@@ -17,7 +17,7 @@ from jaxsolve.experiments import (
 from jaxsolve.experiments.data import Examples
 
 SMALL = replace(
-    experiment.EXPERIMENT.quick, splits=2, train=30, validation=30, doublings=2, steps=200, solves=4
+    experiment.EXPERIMENT.quick, splits=2, train=30, validation=30, doublings=4, steps=500, solves=4
 )
 
 

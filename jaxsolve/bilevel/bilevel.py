@@ -31,12 +31,12 @@ from jaxtyping import Array, Float, PyTree
 from ..convex.composite import Composite
 from ..convex.multipliers import signed_multipliers
 from ..convex.penalties import Indicator
-from ..convex.sets.base import AbstractSet
+from ..convex.sets.base import AbstractSet, check_set
 from ..core.closure import open_function, restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
-from ..core.vectors import clean, largest, ravel
+from ..core.vectors import clean, inner, largest, ravel
 from ..smooth.problems import Minimise, Root
 from .levels import (
     GradientAt,
@@ -47,7 +47,6 @@ from .levels import (
     arrays_of,
     check_callable,
     check_out,
-    check_set,
 )
 
 if TYPE_CHECKING:
@@ -175,8 +174,8 @@ class Bilevel(AbstractProblem):
 
         def lagrangian(y: PyTree[Array]) -> Scalar:
             out = self.inner(x, y)
-            out = out + _dot(lower.equality, self.equality(x, y))
-            return out + _dot(lower.inequality, self.inequality(x, y))
+            out = out + inner(lower.equality, self.equality(x, y))
+            return out + inner(lower.inequality, self.inequality(x, y))
 
         first = jax.grad(lagrangian)(y)
         if self.lower_set is not None:
@@ -194,7 +193,7 @@ class Bilevel(AbstractProblem):
 
         def lagrangian(x: PyTree, lower: LowerPoint, adjoint: LowerPoint) -> tuple:
             residual = self.lower_residual(x, lower)
-            return self.objective(x, lower.primal) + _dot(adjoint, residual), residual
+            return self.objective(x, lower.primal) + inner(adjoint, residual), residual
 
         both = jax.value_and_grad(lagrangian, argnums=(0, 1), has_aux=True)
         (value, residual), (gradient, system) = both(x, lower, dual.adjoint)
@@ -326,7 +325,10 @@ class Bilevel(AbstractProblem):
             check_out(name, field, out)
         assert value is not None
         for field, part in (("upper_set", value[0]), ("lower_set", value[1])):
-            check_set(name, field, getattr(self, field), part)
+            found = getattr(self, field)
+            if found is not None:
+                check_set(name, field, found)
+                found.problem(part)
         names = list(opened)
         prepared = eqx.tree_at(
             lambda p: [getattr(p, n) for n in names], self, [opened[n] for n in names]
@@ -341,8 +343,3 @@ class Bilevel(AbstractProblem):
         result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
         dual = guess.dual if isinstance(guess.dual, BilevelDual) else None
         return result, Point(guess.primal, dual)
-
-
-def _dot(left: PyTree[Array], right: PyTree[Array]) -> Scalar | float:
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return sum((jnp.sum(a * b) for a, b in pairs), start=0.0)

@@ -29,7 +29,7 @@ from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
 from .fisher import GradientWindow, MFACInverse
 from .masks import Leaves
-from .pruning import Network, PreparedPruning, Pruning, Scalar, smoothed
+from .pruning import Network, PreparedPruning, Pruning, Scalar, masked, smoothed
 
 
 class BiPState(eqx.Module):
@@ -118,15 +118,15 @@ class BiP(AbstractSolver[Pruning]):
         key, draws = next_keys(state.key, 2)
         lower, upper = self._optimisers()
 
-        loss, slope = problem.gradient(_product(state.mask, state.params), problem.sample(draws[0]))
-        kept = _product(state.mask, slope)
+        loss, slope = problem.gradient(masked(state.mask, state.params), problem.sample(draws[0]))
+        kept = masked(state.mask, slope)
         window = None if state.window is None else state.window.push(ravel(kept))
         total = problem.penalised(kept, state.params)
         changes, inner = lower.update(total, state.lower, state.params)
         params = jax.tree.map(jnp.add, state.params, changes)
 
-        _, slope = problem.gradient(_product(state.mask, params), problem.sample(draws[1]))
-        reply = self._reply(problem, window, _product(state.mask, slope))
+        _, slope = problem.gradient(masked(state.mask, params), problem.sample(draws[1]))
+        reply = self._reply(problem, window, masked(state.mask, slope))
         slopes, replies, weights = (problem.prunable(x) for x in (slope, reply, params))
         implicit = [(w - r) * q for w, r, q in zip(weights, replies, slopes, strict=True)]
         changes, outer = upper.update(implicit, state.upper, state.scores)  # pyright: ignore[reportArgumentType]
@@ -150,7 +150,7 @@ class BiP(AbstractSolver[Pruning]):
         return state.count >= self.steps, RESULTS.approximate
 
     def point(self, problem: PreparedPruning, state: BiPState) -> Point:
-        return Point((state.mask, _product(state.mask, state.params)))
+        return Point((state.mask, masked(state.mask, state.params)))
 
     def _reply(
         self, problem: PreparedPruning, window: GradientWindow | None, kept: Network
@@ -189,7 +189,3 @@ def check_window(solver: AbstractSolver, inverse: MFACInverse) -> None:
 
 def _mask(problem: PreparedPruning, params: Network, scores: Leaves) -> Network:
     return problem.mask(params, scores, problem.kept)
-
-
-def _product(mask: Network, params: Network) -> Network:
-    return jax.tree.map(jnp.multiply, mask, params)

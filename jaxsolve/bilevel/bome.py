@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..core.vectors import inner
 from .bilevel import Bilevel, Pair
 from .loops import (
     AbstractBilevelLoop,
@@ -24,7 +25,6 @@ from .loops import (
     descend,
     descent,
     fallen,
-    inner,
     lower_gradient,
     minus,
     plus,

@@ -17,7 +17,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 
 from ..core.vectors import largest, matmul, norm, positive, ravel
@@ -92,7 +91,7 @@ class SmoothRows(AbstractRows):
     equalities: int = eqx.field(static=True)
 
     def __call__(self, problem: Bilevel, x: PyTree[Array], y: PyTree[Array]) -> Vector:
-        return _values(problem, (x, y)) / self.units
+        return coupling_values(problem, (x, y)) / self.units
 
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         own = multiplier / self.units
@@ -158,14 +157,15 @@ def affine_rows(problem: Bilevel, primal: Pair) -> AffineRows:
 def smooth_rows(problem: Bilevel, primal: Pair) -> SmoothRows:
     """The rows of any coupling constraints, in units of the norms that they have at a point."""
     flat, unravel = ravel_pytree(primal)
-    values, pullback = jax.vjp(lambda w: _values(problem, unravel(w)), flat)
+    rows = lambda w: coupling_values(problem, unravel(w))
+    values, pullback = jax.vjp(rows, flat)
 
     def length(i: Array) -> Scalar:
         return norm(pullback(jnp.zeros_like(values).at[i].set(1))[0])
 
     # One row after another: all at once are the Jacobian.
     units = positive(jax.lax.map(length, jnp.arange(values.size)))
-    push = lambda w: jax.jvp(lambda v: _values(problem, unravel(v)), (flat,), (w,))[1] / units
+    push = lambda w: jax.jvp(rows, (flat,), (w,))[1] / units
     units = units * spectral_norm(push, lambda u: pullback(u / units)[0], flat)
     first = problem.equality(*primal)
     return SmoothRows(units=units, equalities=sum(x.size for x in jax.tree.leaves(first)))
@@ -185,21 +185,10 @@ def spectral_norm(
     return positive(norm(product(v)))
 
 
-def is_affine(problem: Bilevel, primal: Pair) -> bool:
-    """Whether the programs of h and g tell that their derivatives are constant."""
-
-    def tangent(value: Pair, moved: Pair) -> PyTree[Array]:
-        fn = lambda w: [fn(*w) for fn in _functions(problem)]
-        return jax.jvp(fn, (value,), (moved,))[1]
-
-    jaxpr = jax.make_jaxpr(tangent)(primal, primal).jaxpr
-    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
-    return not any(used[: len(jax.tree.leaves(primal))])
-
-
 def _functions(problem: Bilevel) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return problem.equality, problem.inequality
 
 
-def _values(problem: Bilevel, primal: Pair) -> Vector:
+def coupling_values(problem: Bilevel, primal: Pair) -> Vector:
+    """h and g as one vector."""
     return ravel([fn(*primal) for fn in _functions(problem)])

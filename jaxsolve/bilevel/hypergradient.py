@@ -157,19 +157,12 @@ class Hypergradients(eqx.Module):
         if self.adjoint is not None:
             return self._through_steps(problem, x, start, adjoint, tolerance)
         lower = self._lower(problem, x, start, tolerance, Detached())
-        adjoint = self._adjoint(problem, x, lower, adjoint, tolerance)
+        adjoint, bends = self._adjoint(problem, x, lower, adjoint, tolerance)
         point = Point((x, lower.value), BilevelDual(None, None, LowerPoint(adjoint)))
         value, gradient, residual = problem.hypergradient(point)
         measure = residual.relative
         if not self.exact:
             measure = _stationarity(problem, x, lower, gradient)
-        slope = ravel(jax.grad(problem.objective, argnums=1)(x, lower.value))
-        v = ravel(adjoint)
-        bends = -dot(v, slope) / positive(dot(v, v))
-        # Of an approximate inverse, and where y is at a bound, this is no curvature.
-        plain = self.exact and problem.lower_set is None
-        blur = jnp.finfo(v.dtype).eps ** 0.5 * norm(slope) / positive(norm(v))
-        bends = jnp.where(plain & (bends < -blur), bends, jnp.maximum(bends, 0))
         return Evaluation(x, lower, adjoint, value, gradient, measure, bends)
 
     def _through_steps(self, problem, x, start, adjoint, tolerance) -> Evaluation:
@@ -201,8 +194,10 @@ class Hypergradients(eqx.Module):
         method = inner.default_solver() if self.lower_solver is None else self.lower_solver
         return inner, as_solver(method)
 
-    def _adjoint(self, problem, x, lower: Solution, start, tolerance) -> PyTree[Array]:
-        """v of H v = -grad_y F, by what is left of it at `start`."""
+    def _adjoint(
+        self, problem, x, lower: Solution, start, tolerance
+    ) -> tuple[PyTree[Array], Scalar]:
+        """v of H v = -grad_y F, by what is left of it at `start`, and the curvature along it."""
         y, unravel = ravel_pytree(lower.value)
         slope = ravel(jax.grad(lambda v: problem.objective(x, v))(lower.value))
 
@@ -225,7 +220,12 @@ class Hypergradients(eqx.Module):
             change = checked(None, operator, left).x
         else:
             change = method.solve(operator, left)
-        return unravel(begin + change)
+        v = begin + change
+        bends = -dot(v, slope) / positive(dot(v, v))
+        # Of an approximate inverse, and where y is at a bound, this is no curvature.
+        plain = self.exact and smooth
+        blur = jnp.finfo(v.dtype).eps ** 0.5 * norm(slope) / positive(norm(v))
+        return unravel(v), jnp.where(plain & (bends < -blur), bends, jnp.maximum(bends, 0))
 
     def _method(self, problem, x, lower: Solution, rtol: Scalar) -> AbstractLinearSolver | None:
         method = self.linear_solver

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ..convex.sets.base import AbstractSet
-from ..core.checks import show
+from ..core.checks import check_scalar, show
 from ..core.closure import partition
 
 Scalar = Float[Array, ""]
@@ -64,25 +63,10 @@ def check_callable(name: str, field: str, fn: Any) -> None:
         )
 
 
-def check_set(name: str, field: str, found: Any, part: PyTree[Array]) -> None:
-    """Raise unless a set is one, or absent, and fits its variable."""
-    if found is None:
-        return
-    if not isinstance(found, AbstractSet):
-        raise TypeError(
-            f"{name}: `{field}` must be one of jaxsolve.sets; got {type(found).__name__}."
-        )
-    found.problem(part)
-
-
 def check_out(name: str, field: str, out: PyTree) -> None:
     """Raise unless objectives are real scalars and constraints floating arrays."""
     if field in ("upper", "lower"):
-        scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
-        if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
-            raise TypeError(
-                f"{name}: `{field}` must return a real scalar (shape ()), not {show(out)}."
-            )
+        check_scalar(name, out, field)
         return
     leaves = jtu.tree_flatten_with_path(out)[0]
     if not leaves:

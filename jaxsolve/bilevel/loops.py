@@ -241,10 +241,3 @@ def minus(a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]:
 def times(scale: Scalar, tree: PyTree[Array]) -> PyTree[Array]:
     """scale times a tree, in the dtypes of its leaves."""
     return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, tree)
-
-
-def inner(a: PyTree[Array], b: PyTree[Array]) -> Scalar:
-    """The inner product of two trees."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    parts = [jnp.sum(u * w) for u, w in pairs]
-    return sum(parts[1:], start=parts[0])

@@ -24,9 +24,10 @@ import jax
 from jaxtyping import PyTree
 
 from ..core.vectors import dot, largest, ravel
+from ..smooth.affine import is_affine
 from .bilevel import Bilevel, Pair
 from .coupled_set import coupled_set
-from .coupling import AbstractRows, affine_rows, is_affine, smooth_rows
+from .coupling import AbstractRows, affine_rows, coupling_values, smooth_rows
 from .value_function import AbstractValueFunction, Functions, ValueFunctionState, Vector
 
 
@@ -73,7 +74,7 @@ class LVHBA(AbstractValueFunction):
             return None, None
         if self.projection is not None:
             return smooth_rows(problem, primal), None
-        if not is_affine(problem, primal):
+        if not is_affine(lambda both: coupling_values(problem, both), primal):
             raise TypeError(
                 "LVHBA projects (x, y) on the constraints, which it can where `coupling` and "
                 "`coupling_equality` are affine in x and y together; their derivatives depend on x "

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 from ..core.checks import show
 from ..core.solution import Guess
 from .masks import kept_units
-from .pruning import Network, PreparedPruning
+from .pruning import Network, PreparedPruning, masked
 from .rounds import AbstractRounds, RoundsState
 
 
@@ -30,14 +29,11 @@ class MagnitudePruning(AbstractRounds):
     def rounds(self, problem: PreparedPruning) -> int:
         return 1
 
-    def lengths(self) -> tuple[int, int]:
-        return self.steps, self.steps
-
     def prune(
         self, problem: PreparedPruning, state: RoundsState, number: Int[Array, ""], key: Array
     ) -> tuple[Network, Network]:
         mask = problem.mask(state.params, _squares(problem, state), problem.kept)
-        return mask, jax.tree.map(jnp.multiply, mask, state.params)
+        return mask, masked(mask, state.params)
 
 
 class IterativeMagnitudePruning(AbstractRounds):
@@ -81,16 +77,13 @@ class IterativeMagnitudePruning(AbstractRounds):
         enough = jnp.all(self._schedule(problem) <= problem.kept, axis=1)
         return jnp.argmax(enough) + 1
 
-    def lengths(self) -> tuple[int, int]:
-        return self.steps, self.steps
-
     def prune(
         self, problem: PreparedPruning, state: RoundsState, number: Int[Array, ""], key: Array
     ) -> tuple[Network, Network]:
         kept = jnp.maximum(self._schedule(problem)[number], problem.kept)
         mask = problem.mask(state.params, _squares(problem, state), kept)
         params = state.params if self.rewind is None else self.rewind
-        return mask, jax.tree.map(jnp.multiply, mask, params)
+        return mask, masked(mask, params)
 
     def _schedule(self, problem: PreparedPruning) -> Int[Array, "rounds groups"]:
         """Units kept in each round, down to none."""

@@ -9,7 +9,8 @@ how they act on each other, so that F is computed again `recomputations` times, 
 density falls by equal factors. Hassibi and Stork (1993); Frantar, Kurtic and Alistarh (2021).
 """
 
-import equinox as eqx
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Int
 from ..core.checks import check_positive
 from ..core.vectors import ravel
 from .fisher import FisherInverse, MFACInverse
-from .pruning import Network, PreparedPruning
+from .pruning import Network, PreparedPruning, masked
 from .rounds import AbstractRounds, RoundsState
 
 
@@ -74,7 +75,7 @@ class OBS(AbstractRounds):
         mask = problem.mask(state.params, left, self.kept(problem, number))
         gone = ravel(state.mask) - ravel(mask)
         moved = flat + inverse(-gone * flat / diagonal)
-        return mask, jax.tree.map(jnp.multiply, mask, shaped(moved))
+        return mask, masked(mask, shaped(moved))
 
     def kept(self, problem: PreparedPruning, number: Int[Array, ""]) -> Int[Array, " groups"]:
         """Units left after a round: equal factors from all to what the problem asks for."""
@@ -92,12 +93,8 @@ class OBS(AbstractRounds):
 
         def row(key: Array) -> Array:
             _, slope = problem.gradient(params, problem.sample(key))
-            return ravel(jax.tree.map(jnp.multiply, mask, slope))
+            return ravel(masked(mask, slope))
 
         rows = jax.lax.map(row, jax.random.split(key, self.inverse.number))
-        inverse = self.inverse
-        if inverse.samples is None:
-            inverse = eqx.tree_at(
-                lambda i: i.samples, inverse, problem.batch_size, is_leaf=lambda x: x is None
-            )
-        return inverse.bind(rows)
+        samples = self.inverse.samples or problem.batch_size
+        return replace(self.inverse, samples=samples).bind(rows)

@@ -17,11 +17,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import show
+from ..core.checks import check_scalar, count_samples, show
 from ..core.closure import open_function, partition, restore
 from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale, is_traced
@@ -147,7 +146,7 @@ class Pruning(_Pruning):
         self.units = structure.units(shapes)
         # Not static: another sparsity is no new program.
         self.kept = jnp.asarray(kept_units(float(sparsity), self.units))
-        self.batch_size = min(batch_size, _samples(data))
+        self.batch_size = min(batch_size, count_samples("Pruning", "data", data))
 
     def residual(self, point: Point) -> Residual:
         prepared, _ = self.prepare(None)
@@ -155,13 +154,10 @@ class Pruning(_Pruning):
 
     def prepare(self, init: PyTree | None) -> tuple["PreparedPruning", tuple[Network, Network]]:
         params = self.params if init is None else _weights(init)
-        count, size = _samples(self.data), self.batch_size
+        count, size = count_samples("Pruning", "data", self.data), self.batch_size
         take = lambda number: jax.tree.map(lambda x: jnp.asarray(x)[:number], self.data)
         fn, value, out = open_function("Pruning", self.loss, params, take(size))
-        if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
-            raise TypeError(
-                f"Pruning: `loss` must return a real scalar (shape ()), not {show(out)}."
-            )
+        check_scalar("Pruning", out, "loss")
         rest = None
         if count % size:
             rest, _, _ = open_function("Pruning", self.loss, params, take(count % size))
@@ -263,7 +259,7 @@ class PreparedPruning(_Pruning):
         primal = jnp.maximum(outside, broken.astype(outside.dtype))
         primal = jnp.maximum(primal, jnp.max(counts).astype(primal.dtype))
         slope = self.penalised(self.mean_gradient(params), params)
-        dual = largest(jax.tree.map(jnp.multiply, mask, slope))
+        dual = largest(masked(mask, slope))
         one = jnp.ones_like(dual)
         return Residual(primal, dual, jnp.zeros_like(dual), Scale(one, one, one))
 
@@ -291,22 +287,9 @@ def _weights(init: Any) -> PyTree:
     return init[1]
 
 
-def _samples(data: PyTree) -> int:
-    """The number of samples; raises where arrays disagree about it."""
-    leaves = jtu.tree_flatten_with_path(data)[0]
-    if not leaves:
-        raise TypeError("Pruning: `data` has no arrays.")
-    first, model = leaves[0]
-    for path, leaf in leaves:
-        if np.ndim(leaf) == 0:
-            raise TypeError(f"Pruning: `data{jtu.keystr(path)}` has no axis of samples.")
-        if leaf.shape[0] != model.shape[0] or leaf.shape[0] == 0:
-            raise ValueError(
-                f"Pruning: `data{jtu.keystr(path)}` is {show(leaf)}, but "
-                f"`data{jtu.keystr(first)}` is {show(model)}: samples are along the first axis, "
-                "the same number in each array, at least one."
-            )
-    return model.shape[0]
+def masked(mask: Network, params: Network) -> Network:
+    """m theta."""
+    return jax.tree.map(jnp.multiply, mask, params)
 
 
 def smoothed(mean: Scalar, loss: Scalar, count: Int[Array, ""]) -> Scalar:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ..core.vectors import inner
 from .bilevel import Bilevel, Pair
 from .loops import (
     AbstractBilevelLoop,
@@ -21,7 +22,6 @@ from .loops import (
     Move,
     Rates,
     descent,
-    inner,
     minus,
     plus,
     upper_pieces,
@@ -65,7 +65,7 @@ class PZOBO(AbstractBilevelLoop):
 
         def along(u: Float[Array, " n"]) -> Float[Array, " n"]:
             moved = descent(problem, unravel(flat + radius * u), y, rates.lower, draws)
-            return u * inner(minus(moved, end), upper.lower).astype(u.dtype) / radius
+            return u * jnp.asarray(inner(minus(moved, end), upper.lower), u.dtype) / radius
 
         us = jax.random.normal(keys[2], (self.directions, flat.size), flat.dtype)
         response = unravel(jnp.mean(jax.vmap(along)(us), axis=0))

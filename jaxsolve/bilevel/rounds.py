@@ -19,7 +19,7 @@ from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
-from .pruning import Network, PreparedPruning, Pruning, Scalar, smoothed
+from .pruning import Network, PreparedPruning, Pruning, Scalar, masked, smoothed
 
 
 class RoundsState(eqx.Module):
@@ -62,9 +62,9 @@ class AbstractRounds(AbstractSolver[Pruning]):
     def rounds(self, problem: PreparedPruning) -> int | Int[Array, ""]:
         """How many there are."""
 
-    @abc.abstractmethod
     def lengths(self) -> tuple[int, int]:
         """The steps of a round, and of the last one."""
+        return self.steps, self.steps
 
     def refuse(self, problem: PreparedPruning) -> None:
         check_kind(self, problem, PreparedPruning)
@@ -97,7 +97,7 @@ class AbstractRounds(AbstractSolver[Pruning]):
         kept = lambda state: (state.mask, state.params, state.inner)
         mask, params, inner = jax.lax.cond(begins, begin, kept, state)
         loss, slope = problem.gradient(params, problem.sample(draws[1]))
-        slope = jax.tree.map(jnp.multiply, mask, problem.penalised(slope, params))
+        slope = masked(mask, problem.penalised(slope, params))
         changes, inner = optimiser.update(slope, inner, params)
         # Of an optimiser that moves weights without a gradient, too, nothing comes back.
         params = jax.tree.map(lambda m, p, c: m * (p + c), mask, params, changes)

@@ -4,15 +4,15 @@ F(x, y) = mean over upper data,   f(x, y) = mean over lower data
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import show
+from ..core.checks import count_samples
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from .bilevel import Bilevel, Pair
@@ -81,7 +81,8 @@ class StochasticBilevel(AbstractProblem):
         return Detached()
 
     def prepare(self, init: PyTree | None) -> tuple["SampledBilevel", Pair]:
-        sizes = (_samples("upper_data", self.upper_data), _samples("lower_data", self.lower_data))
+        count = partial(count_samples, "StochasticBilevel")
+        sizes = (count("upper_data", self.upper_data), count("lower_data", self.lower_data))
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(
                 f"StochasticBilevel: `batch_size` must be at least 1, got {self.batch_size}."
@@ -178,26 +179,3 @@ class _OnData(eqx.Module):
 
 def _rows(data: PyTree[Array], rows: Int[Array, " b"]) -> PyTree[Array]:
     return jax.tree.map(lambda x: x[rows], data)
-
-
-def _samples(field: str, data: PyTree) -> int:
-    """The number of samples; raises where arrays disagree about it."""
-    leaves = jtu.tree_flatten_with_path(data)[0]
-    if not leaves:
-        raise TypeError(f"StochasticBilevel: `{field}` has no arrays.")
-    first_path, first = leaves[0]
-    for path, leaf in leaves:
-        if not eqx.is_array(leaf) or leaf.ndim == 0:
-            raise TypeError(
-                f"StochasticBilevel: `{field}{jtu.keystr(path)}` must be an array with samples "
-                f"along its first axis; got {show(leaf) if eqx.is_array(leaf) else leaf!r}."
-            )
-        if leaf.shape[0] != first.shape[0]:
-            raise ValueError(
-                f"StochasticBilevel: `{field}{jtu.keystr(path)}` is {show(leaf)}, but "
-                f"`{field}{jtu.keystr(first_path)}` is {show(first)}: their first axes, samples, "
-                "must be equal."
-            )
-    if first.shape[0] == 0:
-        raise ValueError(f"StochasticBilevel: `{field}` holds no samples.")
-    return first.shape[0]

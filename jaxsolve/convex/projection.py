@@ -13,7 +13,7 @@ from ..core.adjoint import AbstractAdjoint
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from ..core.solve import solve
-from .sets.base import AbstractSet
+from .sets.base import AbstractSet, check_set
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -43,10 +43,7 @@ class Projection(AbstractProblem):
     @property
     def stated(self) -> AbstractProblem:
         """The problem that the set states for the point."""
-        if not isinstance(self.set, AbstractSet):
-            raise TypeError(
-                f"Projection: `set` must be one of jaxsolve.sets; got {type(self.set).__name__}."
-            )
+        check_set("Projection", "set", self.set)
         return self.set.problem(self.point)
 
     @property

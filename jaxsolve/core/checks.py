@@ -55,11 +55,40 @@ def check_shape(
     )
 
 
-def check_scalar(name: str, out: Any) -> None:
+def check_scalar(name: str, out: Any, field: str = "fn") -> None:
     """Raise `TypeError` unless what a function returns, as a shape, is a real scalar."""
     scalar = isinstance(out, jax.ShapeDtypeStruct) and out.shape == ()
     if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
-        raise TypeError(f"{name}: `fn` must return a real scalar (shape ()), not {show(out)}.")
+        raise TypeError(f"{name}: `{field}` must return a real scalar (shape ()), not {show(out)}.")
+
+
+def count_samples(name: str, field: str, data: PyTree) -> int:
+    """The number of samples along the first axes of a pytree of arrays.
+
+    Raises:
+        TypeError: it has no arrays, or one of them no axis.
+        ValueError: they disagree about the number, or there is none.
+    """
+    leaves = jtu.tree_flatten_with_path(data)[0]
+    if not leaves:
+        raise TypeError(f"{name}: `{field}` has no arrays.")
+    first_path, first = leaves[0]
+    for path, leaf in leaves:
+        if not eqx.is_array_like(leaf) or jnp.ndim(leaf) == 0:
+            found = show(leaf) if eqx.is_array(leaf) else repr(leaf)
+            raise TypeError(
+                f"{name}: `{field}{jtu.keystr(path)}` must be an array with samples along its "
+                f"first axis; got {found}."
+            )
+        if leaf.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"{name}: `{field}{jtu.keystr(path)}` is {show(leaf)}, but "
+                f"`{field}{jtu.keystr(first_path)}` is {show(first)}: their first axes, samples, "
+                "must be equal."
+            )
+    if first.shape[0] == 0:
+        raise ValueError(f"{name}: `{field}` holds no samples.")
+    return first.shape[0]
 
 
 def check_positive(name: str, **settings: float | int | None) -> None:

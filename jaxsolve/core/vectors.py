@@ -26,6 +26,12 @@ def dot(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
     return jnp.sum(a * b)
 
 
+def inner(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""] | float:
+    """The inner product of two trees, 0 of trees without arrays."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum((dot(x, y) for x, y in pairs), start=0.0)
+
+
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """a @ b at full precision."""
     return jnp.matmul(a, b, precision=HIGHEST)

@@ -1,6 +1,7 @@
 """Linear least squares, ||A x - b||^2 / 2, that are given by their residuals: what the sketching
 solvers share. A is the Jacobian of the residuals, known by its products and, once, as a matrix."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -105,17 +106,22 @@ def check_linear(name: str, problem: LeastSquares, value: PyTree[Array]) -> None
         TypeError: as far as the program of `fn` tells. Residuals whose Jacobian is constant but
             which are not linear (they round) are left to the verdict.
     """
-
-    def tangent(value: PyTree[Array], moved: PyTree[Array]) -> PyTree[Array]:
-        return jax.jvp(problem, (value,), (moved,))[1]
-
-    jaxpr = jax.make_jaxpr(tangent)(value, value).jaxpr
-    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
-    if any(used[: len(jax.tree.leaves(value))]):
+    if not is_affine(problem, value):
         raise TypeError(
             f"{name} solves linear least squares, fn(y, args) = A(args) y - b(args), but the "
             "derivative of this `fn` depends on `y`. Use LevenbergMarquardt()."
         )
+
+
+def is_affine(fn: Callable[[PyTree[Array]], PyTree[Array]], value: PyTree[Array]) -> bool:
+    """Whether the program of a function tells that its derivative is the same at all points."""
+
+    def tangent(value: PyTree[Array], moved: PyTree[Array]) -> PyTree[Array]:
+        return jax.jvp(fn, (value,), (moved,))[1]
+
+    jaxpr = jax.make_jaxpr(tangent)(value, value).jaxpr
+    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    return not any(used[: len(jax.tree.leaves(value))])
 
 
 def check_rows(name: str, sketch: AbstractSketch, value: PyTree[Array]) -> None:

@@ -18,7 +18,7 @@ from ..sets import (
     Simplex,
     TransportPolytope,
 )
-from ..sets.base import AbstractSet
+from ..sets.base import AbstractSet, check_set
 from .base import AbstractPenalty
 
 _POLYHEDRAL = (
@@ -55,10 +55,7 @@ class Indicator(AbstractPenalty):
         return self.set.project(point)
 
     def check(self, y: PyTree[Array], name: str) -> None:
-        if not isinstance(self.set, AbstractSet):
-            raise TypeError(
-                f"Indicator: `set` must be one of jaxsolve.sets; got {type(self.set).__name__}."
-            )
+        check_set("Indicator", "set", self.set)
         self.set.problem(y)
 
     def projects(self, y: PyTree[Array]) -> bool:

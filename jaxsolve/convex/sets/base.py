@@ -49,6 +49,14 @@ class AbstractSet(eqx.Module):
         return None
 
 
+def check_set(name: str, field: str, found: Any) -> None:
+    """Raise `TypeError` unless a field holds a set."""
+    if not isinstance(found, AbstractSet):
+        raise TypeError(
+            f"{name}: `{field}` must be one of jaxsolve.sets; got {type(found).__name__}."
+        )
+
+
 class AbstractClosedForm(AbstractSet):
     """A set whose projection is a formula on a pattern: which entries are free, at a bound, zero.
 

@@ -22,7 +22,7 @@ from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
 from ...core.vectors import clean, largest
-from .base import AbstractClosedForm, AbstractSet, check_init
+from .base import AbstractClosedForm, AbstractSet, check_init, check_set
 from .closed_form import opened
 from .polyhedra import nearest
 from .sparse import KSparse
@@ -51,11 +51,7 @@ class Intersection(AbstractSet):
 
     def __init__(self, *sets: AbstractSet):
         for i, one in enumerate(sets):
-            if not isinstance(one, AbstractSet):
-                raise TypeError(
-                    f"Intersection: `sets[{i}]` must be one of jaxsolve.sets; "
-                    f"got {type(one).__name__}."
-                )
+            check_set("Intersection", f"sets[{i}]", one)
             if isinstance(one, KSparse):
                 raise TypeError(f"Intersection: `sets[{i}]`, KSparse, is not convex.")
         if not sets:

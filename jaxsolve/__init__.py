@@ -116,6 +116,7 @@ from .transport import (
     LowRankPlan as LowRankPlan,
     LowRankSinkhorn as LowRankSinkhorn,
     MinibatchLightSB as MinibatchLightSB,
+    MinibatchTransport as MinibatchTransport,
     Plan as Plan,
     SchrodingerBridge as SchrodingerBridge,
     Sinkhorn as Sinkhorn,

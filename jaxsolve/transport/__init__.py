@@ -3,6 +3,7 @@
 from .barycentre import Barycentre as Barycentre, Couplings as Couplings
 from .bregman_projections import BregmanProjections as BregmanProjections
 from .bridge import SchrodingerBridge as SchrodingerBridge
+from .coupling import MinibatchTransport as MinibatchTransport, independent as independent
 from .covariances import Diagonal as Diagonal, Full as Full
 from .divergence import sinkhorn_divergence as sinkhorn_divergence
 from .entropic_transport import EntropicTransport as EntropicTransport
@@ -12,7 +13,7 @@ from .gaussian_mixture import (
 )
 from .light_bridge import LightBridge as LightBridge
 from .light_sb import LightSB as LightSB
-from .light_sbm import LightSBM as LightSBM, independent as independent
+from .light_sbm import LightSBM as LightSBM
 from .low_rank import LowRankPlan as LowRankPlan, LowRankSinkhorn as LowRankSinkhorn
 from .minibatch import MinibatchLightSB as MinibatchLightSB
 from .mixture import GaussianMixture as GaussianMixture

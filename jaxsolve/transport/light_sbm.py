@@ -8,27 +8,19 @@ Matching: whatever the coupling of x0 and x1, the minimiser is the Schroedinger 
 laws, and this loss is L up to a constant. Its gradients are noisier than those of L.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .bridge import LightParameters, LightProblem
+from .coupling import Coupling, independent
 from .covariances import AbstractCovariance, Diagonal
 from .light_bridge import Scalar
-from .minibatch import AbstractMinibatch, Batch, draw
+from .minibatch import AbstractMinibatch, draw
 
 _LAST = 0.99
 """The latest t: the variance of the target grows like 1 / (1 - t)."""
-
-Coupling = Callable[[Array, Float[Array, "b d"], Float[Array, "b d"]], Batch]
-
-
-def independent(key: Array, x0: Float[Array, "b d"], x1: Float[Array, "b d"]) -> Batch:
-    """The points as they were drawn: each sample alone."""
-    return x0, x1
 
 
 class LightSBM(AbstractMinibatch):
@@ -41,7 +33,8 @@ class LightSBM(AbstractMinibatch):
         components: K.
         covariance: `Diagonal()` or `Full()`.
         coupling: `(key, x0, x1) -> (x0, x1)`, pairs made of a batch of each sample (less their
-            means). `independent` pairs them as they come.
+            means). `independent` pairs them as they come, `MinibatchTransport(epsilon)` by the plan
+            of the batch.
         optimiser: an optax transformation; make it once.
         batch_size: pairs in a batch.
         steps: after which the fit ends.

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Int, PyTree, UInt32
 
 from ..core.adjoint import AbstractAdjoint, Detached
 from ..core.checks import check_kind
@@ -22,13 +22,12 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import largest
 from .bridge import LightParameters, LightProblem, SchrodingerBridge
+from .coupling import Batch
 from .covariances import AbstractCovariance, Diagonal
 from .light_bridge import LightBridge, Scalar
 from .light_sb import prepare
 
 _SMOOTHING = 0.99
-
-Batch = tuple[Float[Array, "b d"], Float[Array, "b d"]]
 
 
 class _Stochastic(LightProblem):

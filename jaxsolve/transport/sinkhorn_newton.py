@@ -38,14 +38,18 @@ from .geometry import Columns, Rows, Scalar
 from .plan import logarithm
 from .sinkhorn import Sinkhorn, WeightPreconditioner
 
-_FIRST = 1 / 600
-"""Of the spread of the costs: larger epsilons come first where epsilon is smaller."""
+_FIRST, _LARGEST = 1 / 600, 1 / 4
+"""Of the spread of the costs: larger epsilons come first where epsilon is smaller; and how large
+they may become."""
 _LONGEST = 10.0
 """Of a step, in units of epsilon."""
 _READY = 0.1
 """Error at which Newton's steps begin, at the latest after `_WARMEST` of Sinkhorn's."""
 _WARMEST = 200
 _STAGE_ERROR = 1e-3
+_RETRY, _GROWTH = 6, 8.0
+"""Where parts of the plan hang together by next to nothing, what has to go from one to another is
+found at larger epsilons: after so many steps without progress they begin so much higher."""
 _PATIENCE = 30
 
 
@@ -55,26 +59,30 @@ class SinkhornNewtonState(eqx.Module):
     Attributes:
         f, g: the potentials.
         epsilon: for which.
+        first: the largest epsilon of the scaling.
         rows, columns: r and s.
         error: the sum of what both are off by, over the total weight, at the last step.
         solved: whether that was at the problem's epsilon, and small enough.
         warm: steps of Sinkhorn so far.
+        waited: those at this epsilon.
         newton: steps of Newton so far.
         slow: steps of Newton in a row that did not halve the error.
         dense: whether all entries are kept.
-        idle: steps since the error last fell below its least.
-        best: that.
+        idle: steps of Newton since the error of this epsilon last fell.
+        best: the least error of this epsilon.
         tolerance: what is asked for.
     """
 
     f: Rows
     g: Columns
     epsilon: Scalar
+    first: Scalar
     rows: Rows
     columns: Columns
     error: Scalar
     solved: Bool[Array, ""]
     warm: Int[Array, ""]
+    waited: Int[Array, ""]
     newton: Int[Array, ""]
     slow: Int[Array, ""]
     dense: Bool[Array, ""]
@@ -103,8 +111,8 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
 
     For costs as a matrix, with sums that are held. `state.warm` and `state.newton` count the steps
     of each kind. Where steps of the sparse Hessian do not halve the error, all entries are kept;
-    where epsilon is very small, larger ones come first. A lane that ends without success is solved
-    again by `Sinkhorn`.
+    where epsilon is very small, or steps make no progress, larger ones come first. A lane that ends
+    without success is solved again by `Sinkhorn`.
 
     Args:
         warm_up: steps of Sinkhorn's method before the first of Newton's.
@@ -114,7 +122,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
     warm_up: int = 20
     kept: int = 8
 
-    step_limit: ClassVar[int] = 500
+    step_limit: ClassVar[int] = 2000
 
     def refuse(self, problem: EntropicTransport) -> None:
         check_kind(self, problem, EntropicTransport)
@@ -143,11 +151,13 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
             f=f,
             g=g,
             epsilon=problem.epsilon * 2**stages,
+            first=problem.epsilon * 2**stages,
             rows=f,
             columns=0 * g,
             error=zero + jnp.inf,
             solved=zero > 0,
             warm=warm,
+            waited=none,
             newton=none,
             slow=none,
             dense=zero > 0,
@@ -158,7 +168,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
 
     def step(self, problem: EntropicTransport, state: SinkhornNewtonState) -> SinkhornNewtonState:
         last = state.epsilon <= problem.epsilon
-        cold = (state.warm < self.warm_up) | ((state.error > _READY) & (state.warm < _WARMEST))
+        cold = (state.warm < self.warm_up) | ((state.error > _READY) & (state.waited < _WARMEST))
         model = _Model(problem, problem.geometry.matrix(), state.epsilon)
 
         start = Potentials(state.f, state.g)
@@ -186,27 +196,35 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
         error = model.error(rows, columns)
 
         met = error <= jnp.where(last, state.tolerance, _STAGE_ERROR)
+        idle = jnp.where(cold | (error < 0.9 * state.best), 0, state.idle + 1)
+        largest = _LARGEST * problem.geometry.spread()
+        # An error of rounding's size is no matter of where the steps began.
+        rough = error > jnp.sqrt(jnp.finfo(error.dtype).eps)
+        anew = (idle >= _RETRY) & ~met & rough & (state.first < largest)
+        first = jnp.where(anew, jnp.minimum(_GROWTH * state.first, largest), state.first)
+        smaller = jnp.maximum(state.epsilon / 2, problem.epsilon)
+        epsilon = jnp.where(met & ~last, smaller, jnp.where(anew, first, state.epsilon))
+        other = (met & ~last) | anew
+
         halved = (error <= 0.5 * state.error) | cold
         slow = jnp.where(halved, 0, state.slow + 1)
-        dense = (state.dense | (slow >= 3)) & ~(met & ~last)
-        best = jnp.where(last, jnp.minimum(error, state.best), state.best)
-        falls = ~last | cold | (error < 0.9 * state.best)
+        dense = (state.dense | (slow >= 3)) & ~other
         return SinkhornNewtonState(
             f=f,
             g=g,
-            epsilon=jnp.where(
-                met & ~last, jnp.maximum(state.epsilon / 2, problem.epsilon), state.epsilon
-            ),
+            epsilon=epsilon,
+            first=first,
             rows=rows,
             columns=columns,
             error=error,
             solved=met & last,
             warm=state.warm + cold.astype(state.warm.dtype),
+            waited=jnp.where(other, 0, state.waited + cold.astype(state.warm.dtype)),
             newton=state.newton + (~cold).astype(state.newton.dtype),
             slow=jnp.where(dense & ~state.dense, 0, slow),
             dense=dense,
-            idle=jnp.where(falls, 0, state.idle + 1),
-            best=best,
+            idle=jnp.where(other, 0, idle),
+            best=jnp.where(other, jnp.inf, jnp.minimum(error, state.best)),
             tolerance=state.tolerance,
         )
 

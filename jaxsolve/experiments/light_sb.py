@@ -3,8 +3,7 @@
 After Korotin, Gushchin and Burnaev (2024), Light Schroedinger Bridge, in three parts:
 
 - a Gaussian to scikit-learn's swiss roll at three epsilons;
-- `gaussian_mixture_benchmark`: pairs of laws whose bridge is known. The published figures are of
-  other pairs, whose parameters are not published with a rule: reference levels, not baselines;
+- pairs of laws whose bridge is known (`known_bridges.py`), also by small batches and `LightSBM`;
 - images of one class of digits to another in a latent space (`digit_translation.py`), where the
   paper has faces.
 
@@ -23,29 +22,17 @@ from jaxtyping import Array, Float
 
 from ..core.solve import solve
 from ..transport import (
-    Diagonal,
-    GaussianMixtureBenchmark,
     LightBridge,
     LightSB,
     SchrodingerBridge,
-    gaussian_mixture_benchmark,
 )
-from ..transport.gaussian_mixture import bures_wasserstein
-from . import digit_translation as digits, plots
+from . import digit_translation as digits, known_bridges, plots
 from .base import Experiment, Figure, Findings, Run
 from .markdown import table
 from .single_cell import energy_distance
 
 EPSILONS = (0.002, 0.01, 0.1)
 """Of the swiss roll."""
-DRAWS = 1000
-"""Of each conditional plan, where it is scored by draws."""
-PUBLISHED = {
-    (2, 0.1): 0.03, (16, 0.1): 0.08, (64, 0.1): 0.28, (128, 0.1): 0.60,
-    (2, 1.0): 0.05, (16, 1.0): 0.09, (64, 1.0): 0.24, (128, 1.0): 0.62,
-    (2, 10.0): 0.07, (16, 10.0): 0.11, (64, 10.0): 0.21, (128, 10.0): 0.37,
-}  # fmt: skip
-"""cBW2-UVP of Light SB in the paper's table, per cent, on the paper's own pairs."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +41,7 @@ class Settings:
 
     Attributes:
         roll_points, roll_components: of the swiss roll.
-        cells: (dimension, epsilon) of the benchmark.
-        points, components: of its fits.
-        inputs: at which conditional plans are scored by draws.
+        known: of the part with bridges that are known.
         pairs: of classes of digits.
         latent, epochs: of the autoencoder.
         digit_components, digit_epsilon: of the bridges between latents.
@@ -65,11 +50,7 @@ class Settings:
 
     roll_points: int = 3000
     roll_components: int = 100
-    cells: tuple[tuple[int, float], ...] = ((2, 0.1), (2, 1.0), (2, 10.0), (16, 0.1), (16, 1.0),
-                                            (16, 10.0))  # fmt: skip
-    points: int = 10_000
-    components: int = 5
-    inputs: int = 100
+    known: known_bridges.Sizes = known_bridges.Sizes()
     pairs: tuple[tuple[int, int], ...] = ((3, 8), (2, 3), (4, 9))
     latent: int = 16
     epochs: int = 40
@@ -145,90 +126,15 @@ def _paths(bridge: LightBridge, key: Array, x: Float[Array, "n d"], times: Float
     return jax.vmap(lambda key, x: bridge.sample_path(key, x, times))(keys, x)
 
 
-class Cell(NamedTuple):
-    """A pair of the benchmark; scores in per cent.
-
-    Attributes:
-        exact: cBW2-UVP by exact moments.
-        led: the same of the fit that starts at the truth: what the sample allows.
-        drawn: cBW2-UVP as published, by draws of each conditional plan.
-        floor: the same of draws of the true plan: what that score gives to a perfect answer.
-        constant: of the constant map to the mean.
-        kl: KL(pi* | pi).
-    """
-
-    exact: float
-    led: float
-    drawn: float
-    floor: float
-    constant: float
-    kl: float
-    seconds: float
-    residual: float
-
-
-def scored(settings: Settings, dim: int, epsilon: float, seed: int) -> Cell:
-    """One cell of the table."""
-    key = jax.random.key(seed)
-    benchmark = gaussian_mixture_benchmark(dim, epsilon, key, covariance=Diagonal())
-    keys = jax.random.split(jax.random.fold_in(key, 7), 4)
-    x0 = benchmark.sample_source(keys[0], settings.points)
-    x1 = benchmark.sample_target(keys[1], settings.points)
-    problem, solver = SchrodingerBridge(x0, x1, epsilon=epsilon), LightSB(settings.components)
-    begun = time.perf_counter()
-    found = solve(problem, solver, key=key, throw=False)
-    jax.block_until_ready(found.value)
-    seconds = time.perf_counter() - begun
-    led = solve(problem, LightSB(5), benchmark.bridge, throw=False)
-    by_draws = [
-        float(conditional_uvp(benchmark, bridge, k, settings.inputs))
-        for bridge, k in ((found.value, keys[2]), (benchmark.bridge, keys[3]))
-    ]
-    return Cell(
-        exact=float(benchmark.conditional_uvp(found.value)),
-        led=float(benchmark.conditional_uvp(led.value)),
-        drawn=by_draws[0],
-        floor=by_draws[1],
-        constant=float(_constant(benchmark, jnp.mean(x1, axis=0))),
-        kl=float(benchmark.kl(found.value, 20_000)),
-        seconds=seconds,
-        residual=float(found.stats.residual.relative),
-    )
-
-
-@eqx.filter_jit
-def conditional_uvp(
-    benchmark: GaussianMixtureBenchmark, bridge: LightBridge, key: Array, inputs: int
-) -> Float[Array, ""]:
-    """cBW2-UVP with the moments of `DRAWS` draws in the place of the bridge's own, as published."""
-
-    def distance(pair: tuple[Array, Array]) -> Array:
-        key, x = pair
-        true = benchmark.bridge.conditional(x)
-        y = bridge.conditional(x).sample(key, (DRAWS,))
-        away = y - jnp.mean(y, axis=0)
-        covariance = jnp.matmul(away.T, away, precision="highest") / (DRAWS - 1)
-        return bures_wasserstein(jnp.mean(y, axis=0), covariance, true.mean, true.covariance)
-
-    pairs = jax.random.split(key, inputs), benchmark.inputs[:inputs]
-    return 100 * jnp.mean(jax.lax.map(distance, pairs)) / (0.5 * benchmark.variance)
-
-
-@eqx.filter_jit
-def _constant(benchmark: GaussianMixtureBenchmark, mean: Float[Array, " d"]) -> Float[Array, ""]:
-    def distance(x: Array) -> Array:
-        true = benchmark.bridge.conditional(x)
-        return 0.5 * (jnp.sum((true.mean - mean) ** 2) + jnp.trace(true.covariance))
-
-    distances = jax.lax.map(distance, benchmark.inputs, batch_size=50)
-    return 100 * jnp.mean(distances) / (0.5 * benchmark.variance)
-
-
 def run(settings: Settings, run: Run) -> Findings:
     """All three parts."""
     rolls = _each(run, "swiss roll", lambda e: rolled(settings, e, run.seed), EPSILONS)
+    known = settings.known
     cells = _each(
-        run, "benchmark", lambda c: scored(settings, c[0], c[1], run.seed), settings.cells
+        run, "benchmark", lambda c: known_bridges.scored(known, c[0], c[1], run.seed), known.cells
+    )
+    matches = _each(
+        run, "matching", lambda c: known_bridges.matched(known, c[0], c[1], run.seed), known.matched
     )
     parts = digits.mnist(run.seed)
     network = digits.trained(parts[0].x, settings.latent, settings.epochs, run)
@@ -242,12 +148,17 @@ def run(settings: Settings, run: Run) -> Findings:
         )
 
     pairs = _each(run, "digits", translated, settings.pairs)
-    figures = (*_roll_figures(settings, rolls), *_cell_figures(settings, cells),
-               *_digit_figures(settings, pairs))  # fmt: skip
+    figures = (
+        *_roll_figures(settings, rolls),
+        *known_bridges.cell_figures(known, cells),
+        *known_bridges.match_figures(known, cells, matches),
+        *_digit_figures(settings, pairs),
+    )
     text = "\n".join(
         [
             _roll_text(settings, rolls),
-            _cell_text(settings, cells),
+            known_bridges.cell_text(known, cells),
+            known_bridges.match_text(known, cells, matches),
             _digit_text(settings, pairs, right),
         ]
     )
@@ -293,42 +204,6 @@ N(0, I) to two axes of the swiss roll: {settings.roll_components} components, {s
 points each. Energy distance of the bridge's ends to a held-out sample; the floor is that of the
 sample it was fitted to, "Gaussian" that of a Gaussian of the same moments. Cost: the mean of
 |x - y|^2 / 2 under the bridge, and of independent x and y. The first fit's time holds compilation.
-
-{table(header, rows)}
-"""
-
-
-def _cell_figures(settings: Settings, cells: dict[str, np.ndarray]) -> list[Figure]:
-    ours = f"LightSB({settings.components}), {settings.points} points"
-    return [
-        Figure(f"benchmark, D = {dim}, epsilon = {epsilon:g}: cBW2-UVP", cells["exact"][k], "%",
-               ours, 2 * cells["led"][k], "lower",
-               "twice that of the fit that starts at the truth, same run")
-        for k, (dim, epsilon) in enumerate(settings.cells)
-    ]  # fmt: skip
-
-
-def _cell_text(settings: Settings, cells: dict[str, np.ndarray]) -> str:
-    header = ("D", "epsilon", "cBW2-UVP, exact", "from the truth", "by draws", "floor", "constant",
-              "reference level", "KL", "fit, s", "residual")  # fmt: skip
-    names = ("exact", "led", "drawn", "floor", "constant")
-    rows = [
-        [f"{dim}", f"{epsilon:g}", *(f"{cells[n][k]:.3g}" for n in names),
-         f"{PUBLISHED[dim, epsilon]:g}" if (dim, epsilon) in PUBLISHED else "-",
-         f"{cells['kl'][k]:.2g}", f"{cells['seconds'][k]:.1f}", f"{cells['residual'][k]:.0e}"]
-        for k, (dim, epsilon) in enumerate(settings.cells)
-    ]  # fmt: skip
-    return f"""\
-## Benchmark with a known bridge
-
-`gaussian_mixture_benchmark` with covariances along the axes, {settings.points} points a sample,
-{settings.components} components. cBW2-UVP in per cent: by exact moments; of the fit that starts at
-the truth (what the sample allows); by {DRAWS} draws at {settings.inputs} inputs, the published way;
-the floor, which that score gives to draws of the true plan; and of the constant map. The first fit
-of a dimension compiles.
-
-The reference level is what Light SB reaches in its paper on the paper's pairs. Those cannot be made
-again, so that it is no baseline.
 
 {table(header, rows)}
 """
@@ -404,9 +279,7 @@ EXPERIMENT = Experiment(
     full=Settings(
         roll_points=10_000,
         roll_components=500,
-        cells=tuple(PUBLISHED),
-        points=40_000,
-        inputs=1000,
+        known=known_bridges.FULL,
         pairs=((3, 8), (2, 3), (4, 9), (8, 3), (3, 2), (9, 4), (1, 7), (5, 6)),
         epochs=100,
         draws=20,

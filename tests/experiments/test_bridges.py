@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 
 import jaxsolve as js
-from jaxsolve.experiments import carry_out, digit_translation, light_sb as experiment
+from jaxsolve.experiments import carry_out, digit_translation, known_bridges, light_sb as experiment
 
 
 def test_styles_of_bars():
@@ -29,11 +29,11 @@ def test_the_score_by_draws_is_scipys(x64):
     benchmark = js.gaussian_mixture_benchmark(3, 1.0, jax.random.key(0))
     other = js.gaussian_mixture_benchmark(3, 1.0, jax.random.key(1)).bridge
     key, count = jax.random.key(2), 5
-    found = experiment.conditional_uvp(benchmark, other, key, count)
+    found = known_bridges.conditional_uvp(benchmark, other, key, count)
     distances = []
     for own, x in zip(jax.random.split(key, count), benchmark.inputs[:count], strict=True):
         true = benchmark.bridge.conditional(x)
-        y = np.asarray(other.conditional(x).sample(own, (experiment.DRAWS,)))
+        y = np.asarray(other.conditional(x).sample(own, (known_bridges.DRAWS,)))
         C, D = np.cov(y.T), np.asarray(true.covariance)
         half = np.real(np.asarray(scipy.linalg.sqrtm(C)))
         mixed = np.trace(np.real(np.asarray(scipy.linalg.sqrtm(half @ D @ half))))
@@ -56,8 +56,11 @@ def test_every_class_has_as_many_held_images():
 @pytest.mark.slow
 def test_a_run_leaves_its_figures(tmp_path):
     settings = experiment.Settings(
-        roll_points=400, roll_components=20, cells=((2, 1.0),), points=1000, inputs=20,
-        pairs=((3, 8),), latent=8, epochs=15, digit_components=2, draws=2,
+        roll_points=400, roll_components=20, pairs=((3, 8),), latent=8, epochs=15,
+        digit_components=2, draws=2,
+        known=known_bridges.Sizes(
+            cells=((2, 1.0),), points=1000, inputs=20, matched=((2, 1.0),), batch=32, steps=50
+        ),
     )  # fmt: skip
     carry_out(experiment.EXPERIMENT, tmp_path, settings=settings)
     folder = tmp_path / "light-sb"

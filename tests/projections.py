@@ -140,7 +140,9 @@ _POINT = np.array([1.0, 0.2, -0.3, 0.4, -2.0])
 
 
 def _empty(data, value, dual, result):
-    """That a size is negative is all the proof there is."""
+    """That a size is negative, or that equal rows have two sides, is all the proof there is."""
+    if "A" in data:
+        return bool(np.array_equal(data["A"][0], data["A"][1]) and data["b"][0] != data["b"][1])
     return min(np.min(data[k]) for k in ("total", "radius", "rows") if k in data) < 0
 
 
@@ -200,6 +202,52 @@ def _transposed_lanes(data, rng):
         "columns": data["columns"][second],
     }
     return other, lambda x: x.reshape(3, 4)[np.argsort(first)][:, np.argsort(second)]
+
+
+# --- Linear equations -----------------------------------------------------------------------------
+
+
+def _equations(data):
+    """Three rows, and the sum of two of them."""
+    A, b = data["A"], data["b"]
+    return np.concatenate([A, A[:1] + A[1:2]]), np.concatenate([b, b[:1] + b[1:2]])
+
+
+def _affine_problem(data):
+    A, b = data["A"], data["b"]
+    rows = jnp.concatenate([A, A[:1] + A[1:2]])
+    return js.Projection(data["point"], sets.Affine(rows, jnp.append(b, b[0] + b[1])))
+
+
+def _affine(data):
+    A, b = _equations(data)
+    return data["point"] - np.linalg.lstsq(A, A @ data["point"] - b, rcond=1e-12)[0]
+
+
+def _affine_gap(data, value, dual):
+    A, b = _equations(data)
+    pull = data["point"] - value
+    multiplier = np.linalg.lstsq(A.T, pull, rcond=1e-12)[0]
+    return max(np.abs(A @ value - b).max(), np.abs(pull - A.T @ multiplier).max())
+
+
+def _draw_affine(rng):
+    A = rng.normal(size=(3, _N))
+    return {"point": rng.normal(size=_N), "A": A, "b": A @ rng.normal(size=_N)}
+
+
+def _affine_permuted(data, rng):
+    order = rng.permutation(_N)
+    other = {**data, "point": data["point"][order], "A": data["A"][:, order]}
+    return other, lambda x: x[np.argsort(order)]
+
+
+def _rows_scaled(data, rng):
+    size = 10.0 ** rng.uniform(-2, 2, size=3)
+    return {**data, "A": size[:, None] * data["A"], "b": size * data["b"]}, lambda x: x
+
+
+_APART = {"A": np.concatenate([np.ones((2, _N)), np.eye(1, _N)]), "b": np.array([1.0, 2.0, 0.0])}
 
 
 _CROWDED = {"rows": np.array([1.0, -0.2, 1.0]), "columns": np.ones(4)}
@@ -344,6 +392,27 @@ PROJECTIONS = [
             integral=Expected({"point": _POINT, "cap": np.ones(_N), "total": 0.0}, "successful"),
         ),
         invariances={"permutation": _permuted, "shift": _moved},
+    ),
+    _projection(
+        "affine",
+        _affine_problem,
+        _draw_affine,
+        _affine,
+        _affine_gap,
+        outcomes=_outcomes(
+            _draw_affine,
+            empty=Expected({"point": _POINT, **_APART}, "infeasible"),
+            anywhere=Expected(
+                {"point": _POINT, "A": np.zeros((3, _N)), "b": np.zeros(3)}, "successful"
+            ),
+        ),
+        degenerate={
+            "twice": Degenerate(
+                {"point": _POINT, **_APART, "b": np.array([1.0, 1.0, 0.0])}, "finite"
+            )
+        },
+        invariances={"permutation": _affine_permuted, "row scaling": _rows_scaled},
+        condition=30.0,
     ),
     _projection(
         "semidefinite",

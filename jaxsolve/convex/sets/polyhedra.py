@@ -66,28 +66,6 @@ class Polyhedron(AbstractSet):
         return {k: v for k in FIELDS if (v := getattr(self, k, None)) is not None}
 
 
-class Affine(AbstractSet):
-    """{x : Ax = b}. Rows may depend on each other; where they contradict, the set is empty.
-
-    Args:
-        A, b: the equations.
-    """
-
-    A: Float[Array, "p n"]
-    b: Float[Array, " p"]
-
-    def problem(self, point: Array) -> QuadraticProgram:
-        return program(self, point)
-
-    def fit(self, point: Array) -> Self:
-        vector("Affine", point)
-        A = shaped("Affine", "A", self.A, (None, point.size), point)
-        return type(self)(A, shaped("Affine", "b", self.b, (A.shape[0],), point))
-
-    def constraints(self, point: Array) -> dict[str, Array]:
-        return {"A": self.A, "b": self.b}
-
-
 def program(region: Any, point: Array) -> QuadraticProgram:
     """The projection on a set that can state itself as rows and bounds."""
     from .closed_form import opened

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.solution import Guess
-from ..core.vectors import dot, ravel
+from ..core.vectors import dot, largest, ravel
 from ..smooth.forms import blur, shaper
 from ..smooth.lbfgs import LBFGS, LBFGSState
 from ..smooth.problems import Minimise
@@ -106,7 +106,7 @@ class ProjectedSpectral(AbstractDescent[SpectralState]):
     project: Callable[[PyTree], PyTree]
 
     def init(self, x, value, gradient, old):
-        size = jnp.max(jnp.abs(ravel(gradient)))
+        size = largest(gradient)
         step_size = 1 / jnp.maximum(size, 1)
         if isinstance(old, SpectralState):
             step_size = old.step_size.astype(step_size.dtype)

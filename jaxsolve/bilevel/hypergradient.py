@@ -103,9 +103,8 @@ def hypergradient(
     dtype = jnp.result_type(*jax.tree.leaves(y))
     if tolerance is None:
         tolerance = default_tolerance(dtype)
-    zero = jax.tree.map(jnp.zeros_like, y)
     method = Hypergradients(lower_solver, linear_solver, adjoint)
-    return _evaluate(method, found, x, y, zero, jnp.asarray(tolerance, dtype))
+    return _evaluate(method, found, x, y, None, jnp.asarray(tolerance, dtype))
 
 
 @eqx.filter_jit
@@ -150,10 +149,11 @@ class Hypergradients(eqx.Module):
         problem: Bilevel,
         x: PyTree[Array],
         start: Solution | PyTree[Array],
-        adjoint: PyTree[Array],
+        adjoint: PyTree[Array] | None,
         tolerance: Scalar,
     ) -> Evaluation:
-        """The lower level at x from `start`, v from `adjoint`, and what follows from them."""
+        """The lower level at x from `start`, v from `adjoint` (`None`: from 0), and what follows
+        from them."""
         if self.adjoint is not None:
             return self._through_steps(problem, x, start, adjoint, tolerance)
         lower = self._lower(problem, x, start, tolerance, Detached())
@@ -213,8 +213,11 @@ class Hypergradients(eqx.Module):
             product, along, Structure(smooth, smooth), self._precondition(problem, x, lower)
         )
         # An approximate inverse that is applied again and again need not converge.
-        begin = ravel(start) if self.exact else jnp.zeros_like(y)
-        left = -slope - product(begin)
+        if start is None or not self.exact:
+            begin, left = jnp.zeros_like(y), -slope
+        else:
+            begin = ravel(start)
+            left = -slope - product(begin)
         method = self._method(problem, x, lower, tolerance * norm(slope) / positive(norm(left)))
         if method is None:
             change = checked(None, operator, left).x
@@ -237,7 +240,7 @@ class Hypergradients(eqx.Module):
         return ConjugateGradient(jnp.minimum(rtol, 0.1))
 
     def _precondition(self, problem, x, lower: Solution) -> Any:
-        if problem.lower_set is not None or self.linear_solver is not None:
+        if problem.lower_set is not None:
             return None
         inner, method = self._stated(problem, x, lower.value)
         found = method.preconditioner(inner, lower.state)

@@ -144,7 +144,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
             lambda mean, d: mean + share.astype(d.dtype) * (d - mean), state.gradient, direction
         )
         measure = largest(gradient) if measure is None else measure
-        usable = finite(*jax.tree.leaves((moved, lower)))
+        usable = finite(moved, lower)
         return LoopState(
             primal=(moved, lower),
             memory=memory,

@@ -28,7 +28,7 @@ from ..core.loop import Program, run
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import norm
+from ..core.vectors import finite, norm
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .value_function import AbstractValueFunction, ValueFunctionState
 
@@ -194,7 +194,7 @@ def newton(residual: Callable[[Vector], Vector], start: Vector, structure: Struc
         pull = jax.linear_transpose(push, at)
         operator = Operator(push, lambda w: pull(w)[0], structure)
         move = checked(linear_solver, operator, -value).x
-        move = jnp.where(jnp.all(jnp.isfinite(move)), move, 0)
+        move = jnp.where(finite(move), move, 0)
         lengths = jnp.asarray(_LENGTHS, at.dtype)
         points = at + lengths[:, None] * move
         values = jax.lax.map(residual, points)

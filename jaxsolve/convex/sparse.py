@@ -7,14 +7,13 @@ what is matrix-free asks for products and for the sizes of rows and columns alon
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float
 
-from ..core.vectors import matmul
+from ..core.vectors import finite, matmul
 
 Matrix = Any
 """An array, a `BCOO` without batch or dense axes, or a `lineax.AbstractLinearOperator`."""
@@ -147,8 +146,7 @@ def diagonal(matrix: Matrix) -> Float[Array, " n"]:
 
 def all_finite(matrix: Matrix) -> Bool[Array, ""]:
     """Whether all entries are finite; of an operator, all of its arrays."""
-    leaves = jax.tree.leaves(eqx.filter(matrix, eqx.is_inexact_array))
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return finite(eqx.filter(matrix, eqx.is_inexact_array))
 
 
 def _sum(values: Float[Array, " k"], places: Array, size: int) -> Float[Array, " size"]:

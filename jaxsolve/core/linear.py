@@ -20,7 +20,7 @@ from .loop import Program, run
 from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
-from .vectors import HIGHEST, identity, matmul, norm
+from .vectors import HIGHEST, finite, identity, matmul, norm
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -265,7 +265,7 @@ def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) 
     x = solver.solve(operator, b)
     _, relative = measured(operator, x)
     if not solver.exact:
-        return Checked(x, relative, jnp.all(jnp.isfinite(x)))
+        return Checked(x, relative, finite(x))
     first = Checked(x, relative, relative <= threshold)
 
     def again(b):

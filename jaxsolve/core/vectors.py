@@ -50,9 +50,13 @@ def root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def largest(tree: PyTree[Array]) -> Float[Array, ""]:
-    """The largest absolute entry of an array or of a pytree of them; 0 of none, NaN for NaN."""
-    # Without entries a maximum has no derivative, whatever its initial value.
-    parts = [jnp.max(jnp.abs(x)) if x.size else jnp.sum(x) for x in jax.tree.leaves(tree)]
+    """The largest absolute entry of an array or of a pytree of them; 0 of none, Inf for NaN."""
+    # A maximum of more than some thousand entries loses NaN on CPUs (XLA of jaxlib 0.10.2), and
+    # without entries it has no derivative, whatever its initial value.
+    parts = [
+        jnp.max(jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))) if x.size else jnp.sum(x)
+        for x in jax.tree.leaves(tree)
+    ]
     found = parts[0]
     for part in parts[1:]:
         dtype = jnp.promote_types(found.dtype, part.dtype)
@@ -65,21 +69,14 @@ def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(a > 0, a, jnp.ones_like(a))
 
 
-def finite(*arrays: Float[Array, "..."]) -> Array:
+def finite(*arrays: PyTree[Array]) -> Array:
     """Whether all entries of all arrays are finite."""
-    parts = [jnp.all(jnp.isfinite(a)) for a in arrays]
-    out = parts[0]
-    for part in parts[1:]:
-        out = out & part
-    return out
+    # On CPUs a maximum is found three times as fast as whether any entry of a mask is set.
+    return largest(jax.lax.stop_gradient(arrays)) < jnp.inf
 
 
 def clean(point: PyTree[Array], data: PyTree) -> Bool[Array, ""]:
     """Whether a starting point is finite and the data it goes with hold no NaN; Inf may be meant in
     them (a bound, a mask of logits)."""
-    out = jnp.array(True)
-    for x in jax.tree.leaves(point):
-        out = out & jnp.all(jnp.isfinite(x))
-    for x in jax.tree.leaves(eqx.filter(data, eqx.is_inexact_array)):
-        out = out & ~jnp.any(jnp.isnan(x))
-    return out
+    numbers = jax.tree.leaves(eqx.filter(data, eqx.is_inexact_array))
+    return finite(point, [jnp.where(jnp.isnan(x), jnp.inf, jnp.zeros_like(x)) for x in numbers])

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
-from ..core.vectors import dot, finite, identity, matmul, positive
+from ..core.vectors import dot, finite, identity, largest, matmul, positive
 from .entropic_transport import EntropicTransport, missing
 from .geometry import AbstractKernel, Columns, Rows, Scalar
 
@@ -171,7 +171,7 @@ def accelerated(held: Sweeps, log: Columns, goal: Scalar, skip: Bool[Array, ""])
         filled = jnp.where(bad, 0, s.filled + enters.astype(jnp.int32))
 
         combined = move - _combination(root, steps, changes, move)
-        longest = jnp.max(jnp.abs(combined))
+        longest = largest(combined)
         combined = combined * jnp.where(longest > _LONGEST, _LONGEST / positive(longest), 1)
         combined = jnp.where((filled > 0) & jnp.isfinite(longest), combined, move)
         last, kept = jnp.where(bad, s.last, s.log), jnp.where(bad, s.move, move)
@@ -312,7 +312,7 @@ def newton(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chu
             product, right_side, precondition=precondition, rtol=accuracy, limit=limit
         )
         d = jnp.where(b > 0, scaled / positive(root), 0)
-        longest = jnp.max(jnp.abs(d))
+        longest = largest(d)
         d = d * jnp.where(longest > _LONGEST, _LONGEST / positive(longest), 1)
 
         # The semi-dual function along d, all lengths at once: the first that rises enough.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import positive
+from ..core.vectors import largest, positive
 from .balancing import accelerated
 from .barycentre import Barycentre, through
 from .entropic_transport import Potential
@@ -137,7 +137,7 @@ class BregmanProjections(AbstractSolver[Barycentre]):
             met & ~last, jnp.maximum(state.epsilon / _FACTOR, problem.epsilon), state.epsilon
         )
         # While l is small the kernels stay what they are, as in `Sinkhorn`.
-        stays = last & (met | (jnp.max(jnp.abs(log)) < _STAYS))
+        stays = last & (met | (largest(log) < _STAYS))
         moved = g + state.epsilon * log
         rest = ((g - moved) + state.epsilon * log) / epsilon
         return BregmanState(

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
-from ..core.vectors import positive
+from ..core.vectors import largest, positive
 from .balancing import Held, accelerated, newton
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Scalar
@@ -150,7 +150,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
 
         # While l is small the kernel stays what it is: to make it again of a potential that is
         # rounded changes it, by more than the tolerance where epsilon is small.
-        stays = last & ~anew & (met | (jnp.max(jnp.abs(log)) < _STAYS))
+        stays = last & ~anew & (met | (largest(log) < _STAYS))
         moved = g + state.epsilon * log
         value = jnp.where(stays, g, moved)
         rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / epsilon)

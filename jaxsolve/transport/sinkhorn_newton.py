@@ -31,7 +31,7 @@ from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import dot, identity, matmul, positive
+from ..core.vectors import dot, identity, largest, matmul, positive
 from .balancing import FACTOR_LIMIT
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Rows, Scalar
@@ -275,7 +275,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
         )
         df = inverse * (left - forwards(dg))
 
-        longest = jnp.maximum(jnp.max(jnp.abs(df)), jnp.max(jnp.abs(dg)))
+        longest = largest((df, dg))
         short = jnp.minimum(1, _LONGEST / positive(longest))
         start = model.value(*at, jnp.sum(p))
         slope = dot(left, df) + dot(b - columns, dg)

@@ -31,11 +31,14 @@ from .side_by_side import Timing, figure, interleaved, markdown, number, write
 
 GOAL = 1e-6
 STEPS = 2000
-OURS = "jaxsolve ProximalGradient"
+OURS = {
+    "jaxsolve ProximalGradient": js.ProximalGradient(),
+    "jaxsolve BlockCoordinateDescent": js.BlockCoordinateDescent(),
+}
 SCIKIT = "scikit-learn enet_path"
 PEERS = ("jaxopt ProximalGradient", "jaxopt BlockCoordinateDescent")
 TOLERANCES = {
-    OURS: (1e-8, 1e-10, 1e-12),
+    **dict.fromkeys(OURS, (1e-08, 1e-10, 1e-12)),
     SCIKIT: (1e-4, 1e-7, 1e-10),
     PEERS[0]: (1e-5, 1e-8),
     PEERS[1]: (1e-5, 1e-8),
@@ -81,13 +84,14 @@ class Columns(type(jaxopt.objective.least_squares)):
 
 def solver(method):
     """(X, y, pair, tolerance) -> weights of one fit."""
-    if method == OURS:
+    if method in OURS:
 
         def run(X, y, pair, tolerance):
             penalty = js.penalties.ElasticNet(pair[0], pair[1])
             problem = js.Composite(squares, penalty, (X, y))
             start = jnp.zeros_like(X[0])
-            return js.solve(problem, init=start, tolerance=tolerance, throw=False).value
+            chosen, limits = OURS[method], {"tolerance": tolerance, "throw": False}
+            return js.solve(problem, chosen, start, **limits).value
 
         return run
 
@@ -143,7 +147,7 @@ def cell(label, X, y, pairs):
         if method == SCIKIT:
             return lambda: coordinate_descent(X, y, pairs, tolerance)
         # jaxopt's tolerances are part of its program.
-        if method == OURS:
+        if method in OURS:
             compiled = jax.jit(all_fits(method))
             return lambda: compiled(*data, tolerance)
         compiled = jax.jit(lambda *data: all_fits(method)(*data, tolerance))
@@ -153,7 +157,7 @@ def cell(label, X, y, pairs):
         return float(np.abs(np.asarray(found) - exact).max() / size)
 
     calls, tolerances, first = {}, {}, {}
-    for method in (OURS, SCIKIT, *PEERS):
+    for method in (*OURS, SCIKIT, *PEERS):
         for tolerance in TOLERANCES[method]:
             forward = call(method, tolerance)
             calls[method], tolerances[method] = forward, tolerance
@@ -163,7 +167,7 @@ def cell(label, X, y, pairs):
             first.setdefault(method, time.perf_counter() - begun)
             if error <= GOAL:
                 break
-    for method in (OURS, *PEERS):
+    for method in (*OURS, *PEERS):
 
         def total(pairs, fits=all_fits(method), tolerance=tolerances[method]):
             return jnp.sum(fits(data[0], data[1], pairs, tolerance) ** 2)
@@ -176,12 +180,12 @@ def cell(label, X, y, pairs):
         for m in (SCIKIT, *PEERS)
         if isinstance(t := timings[m], Timing) and away(t.out) <= GOAL
     ]
-    for method in (OURS, SCIKIT, *PEERS):
+    for method in (*OURS, SCIKIT, *PEERS):
         t, back = timings[method], timings.get(f"gradient {method}")
         if not isinstance(t, Timing):
             rows.append([label, method, "-", "-", str(t), "-", "-", "-"])
             continue
-        baseline = min(there) if method == OURS and there else None
+        baseline = min(there) if method in OURS and there else None
         both = back.cpu if isinstance(back, Timing) else None
         rows.append(
             [

@@ -32,6 +32,7 @@ from .bilevel import (
 )
 from .convex import (
     ActiveSet as ActiveSet,
+    BlockCoordinateDescent as BlockCoordinateDescent,
     Composite as Composite,
     ConeProgram as ConeProgram,
     Exponential as Exponential,

@@ -785,6 +785,7 @@ OURS = [
     quadratic_program("InteriorPoint", js.InteriorPoint),
     quadratic_program("ActiveSet", js.ActiveSet),
     composite("ProximalGradient", js.ProximalGradient),
+    composite("BlockCoordinateDescent", js.BlockCoordinateDescent),
     quadratic_program("OperatorSplitting", js.OperatorSplitting),
     cone_program("InteriorPoint-cones", js.InteriorPoint),
     *BRIDGES,
@@ -822,6 +823,7 @@ VARIANTS = [
     partial_program("OperatorSplitting-box", js.OperatorSplitting, "lower", "upper"),
     partial_program("InteriorPoint-box", js.InteriorPoint, "lower", "upper"),
     grouped("ProximalGradient-group", js.ProximalGradient),
+    grouped("BlockCoordinateDescent-group", js.BlockCoordinateDescent),
     *PROJECTIONS,
     *TRANSPORT_VARIANTS,
 ]

@@ -1,6 +1,7 @@
 """Convex problems and their solvers."""
 
 from .active_set import ActiveSet as ActiveSet
+from .block_coordinate_descent import BlockCoordinateDescent as BlockCoordinateDescent
 from .composite import Composite as Composite
 from .cone_program import ConeProgram as ConeProgram
 from .cones import (

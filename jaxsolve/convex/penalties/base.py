@@ -8,13 +8,14 @@ between 0 and 1 wherever it exists.
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core.checks import show
 
@@ -51,9 +52,28 @@ class AbstractPenalty(eqx.Module):
         for polyhedral functions: the optimality conditions are then symmetric."""
         return False
 
+    def blocks(self, y: PyTree[Array]) -> "Blocks | None":
+        """h as a sum over blocks of coordinates, `None` where it is no such sum."""
+        return None
+
     def split(self) -> "tuple[Callable[[PyTree[Array]], Float[Array, '']] | None, AbstractPenalty]":
         """A smooth part (`None` where there is none) and the rest."""
         return None, self
+
+
+class Blocks(NamedTuple):
+    """h as a sum over blocks of coordinates.
+
+    Attributes:
+        order: the coordinates of each block, of all leaves one after another; their number where a
+            block is shorter than others.
+        weights: of each block.
+        prox: (weight, entries of a block, step size) -> entries.
+    """
+
+    order: Int[np.ndarray, "blocks width"]
+    weights: Float[Array, " blocks"]
+    prox: Callable[[Array, Array, Array], Array]
 
 
 class AbstractWeighted(AbstractPenalty):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ...core.vectors import root
-from .base import AbstractWeighted, weights
+from .base import AbstractWeighted, Blocks, spread, weights as as_weights
 
 
 class _Labels:
@@ -47,7 +47,7 @@ class Group(AbstractWeighted):
             array: it is part of the program). `None`: the last axis of each array is a group.
     """
 
-    weight: PyTree[Array] = eqx.field(converter=weights)
+    weight: PyTree[Array] = eqx.field(converter=as_weights)
     labels: _Labels | Int[Array, "..."] | None = eqx.field(
         default=None, static=True, converter=_labels
     )
@@ -80,6 +80,22 @@ class Group(AbstractWeighted):
         if len(y.shape) == 0:
             raise ValueError("the last axis is the group: it must have one")
         return y.shape[:-1]
+
+    def blocks(self, y: PyTree[Array]) -> Blocks:
+        leaves, weights, rows, at = jax.tree.leaves(y), [], [], 0
+        for weight, x in zip(spread(self.weight, y), leaves, strict=True):
+            shape = self.weight_shape(x)
+            weights.append(jnp.broadcast_to(weight, shape).ravel())
+            if isinstance(self.labels, _Labels):
+                labels = self.labels.array.ravel()
+                rows += [at + np.flatnonzero(labels == k) for k in range(self.labels.count)]
+            else:
+                rows += list(at + np.arange(x.size).reshape(-1, x.shape[-1]))
+            at += x.size
+        order = np.full((len(rows), max(map(len, rows))), at)
+        for place, row in zip(order, rows, strict=True):
+            place[: len(row)] = row
+        return Blocks(order, jnp.concatenate(weights), Group(0.0).leaf_prox)
 
     def _squares(self, y: Array) -> Array:
         if isinstance(self.labels, _Labels):

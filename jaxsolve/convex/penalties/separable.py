@@ -6,9 +6,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .base import AbstractPenalty, AbstractWeighted, check_weights, nonnegative, spread, weights
+from .base import (
+    AbstractPenalty,
+    AbstractWeighted,
+    Blocks,
+    check_weights,
+    nonnegative,
+    spread,
+    weights,
+)
 
 
 class L1(AbstractWeighted):
@@ -44,6 +53,12 @@ class L1(AbstractWeighted):
 
     def projects(self, y: PyTree[Array]) -> bool:
         return True
+
+    def blocks(self, y: PyTree[Array]) -> Blocks:
+        leaves = jax.tree.leaves(y)
+        pairs = zip(spread(self.weight, y), leaves, strict=True)
+        each = jnp.concatenate([jnp.broadcast_to(w, x.shape).ravel() for w, x in pairs])
+        return Blocks(np.arange(each.size)[:, None], each, self.leaf_prox)
 
 
 def _held(weight: Array, point: Array, step_size: Array) -> tuple[Array, Bool[Array, "..."]]:

@@ -22,7 +22,14 @@ from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest, positive
 from . import fields, sparse
 from .certificates import counted, scaled, separation
-from .cones import AbstractCone, AbstractSymmetricCone, Product
+from .cones import (
+    AbstractCone,
+    AbstractSymmetricCone,
+    Nonnegative,
+    Product,
+    SecondOrder,
+    Zero,
+)
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -224,10 +231,43 @@ class ConeProgram(AbstractProblem):
         noise = largest(self.q) * largest(jnp.concatenate(parts))
         return separation(self.q * ray, noise)
 
+    def multipliers(self, value: Float[Array, " n"]) -> Dual:
+        """Signed least squares on the constraints that are active at `value`, by the normals of
+        second-order cones: not those of a slack at a cone's tip, nor of the other curved cones."""
+        from .multipliers import cone_multipliers
+
+        return cone_multipliers(self, value)
+
     def statement(self) -> Statement:
-        raise TypeError(
-            "ConeProgram cannot be given to a foreign solver: its constraints are not functions "
-            "that are at most 0. Use InteriorPoint() or OperatorSplitting()."
+        """With |x| - t <= 0 for second-order cones."""
+        curved = [c for c in self.cones if not isinstance(c, Zero | Nonnegative | SecondOrder)]
+        if curved:
+            raise TypeError(
+                "ConeProgram: a foreign solver cannot honour `cones`, which holds "
+                f"{type(curved[0]).__name__}: it is no differentiable function that is at most 0. "
+                "Use InteriorPoint() or OperatorSplitting()."
+            )
+        cone = self.cone
+
+        def slack(x):
+            assert self.G is not None and self.h is not None
+            return self.h - sparse.apply(self.G, x)
+
+        def equality(x):
+            parts = []
+            if self.A is not None and self.b is not None:
+                parts.append(sparse.apply(self.A, x) - self.b)
+            if self.G is not None:
+                parts.append(cone.held(slack(x)))
+            return jnp.concatenate(parts)
+
+        held = any(isinstance(c, Zero) for c in self.cones)
+        levels = any(not isinstance(c, Zero) for c in self.cones)
+        return Statement(
+            "minimise",
+            self.objective,
+            equality if held or self.A is not None else None,
+            (lambda x: cone.level(slack(x))) if levels else None,
         )
 
     def describe(self) -> list[str]:

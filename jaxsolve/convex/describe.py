@@ -1,4 +1,4 @@
-"""What the data of a quadratic program say before a solve, in words. Eager: NumPy on the host."""
+"""What the data of a quadratic or cone program say before a solve, in words. Eager, in NumPy."""
 
 from typing import Any
 
@@ -12,9 +12,11 @@ def describe(problem: Any) -> list[str]:
     prepared = problem.prepare(None)[0]
     data = {
         name: None if value is None else np.asarray(value, dtype=np.float64)
-        for name, value in ((f, getattr(prepared, f)) for f in _FIELDS)
+        for name, value in ((f, getattr(prepared, f, None)) for f in _FIELDS)
     }
-    found = _asymmetric(np.asarray(problem.P, dtype=np.float64)) + _infinite(data)
+    found = _infinite(data, hasattr(problem, "lower"))
+    if problem.P is not None:
+        found = _asymmetric(np.asarray(problem.P, dtype=np.float64)) + found
     if found and any("NaN" in text or "infinite" in text for text in found):
         return found
     return found + _bounds(data) + _ranks(data) + _curvature(data) + _scaling(data)
@@ -30,7 +32,8 @@ def _asymmetric(P: np.ndarray) -> list[str]:
     return []
 
 
-def _infinite(data: dict) -> list[str]:
+def _infinite(data: dict, bounded: bool) -> list[str]:
+    """`bounded`: rows of G are inequalities, not of cones."""
     found = []
     for name, value in data.items():
         if value is None:
@@ -38,7 +41,7 @@ def _infinite(data: dict) -> list[str]:
         if np.isnan(value).any():
             found.append(f"`{name}` holds NaN at {_where(np.isnan(value))}.")
         wrong = {
-            "h": np.isneginf(value),
+            "h": np.isneginf(value) if bounded else np.isinf(value),
             "lower": np.isposinf(value),
             "upper": np.isneginf(value),
         }.get(name, np.isinf(value))
@@ -77,6 +80,8 @@ def _ranks(data: dict) -> list[str]:
 
 def _curvature(data: dict) -> list[str]:
     P, A = data["P"], data["A"]
+    if P is None:
+        return []
     basis = np.eye(P.shape[0])
     if A is not None:
         _, values, right = np.linalg.svd(A)

@@ -8,12 +8,14 @@ residual falls.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.loop import Program, run
 from ..core.solution import Dual, Point
-from ..core.vectors import largest, matmul
+from ..core.vectors import identity, largest, matmul
+from . import sparse
 
 _STEPS = 50
 
@@ -50,6 +52,42 @@ def least_squares_multipliers(problem: Any, x: Float[Array, " n"]) -> Dual:
         parts.append(None if count is None else u[at : at + count])
         at += count or 0
     return Dual(*parts)
+
+
+def cone_multipliers(problem: Any, x: Float[Array, " n"]) -> Dual:
+    """The multipliers of a `ConeProgram` at x: with c(s) <= 0 for the cones, z = -c'(s)'u."""
+    zero = problem.zero_dual()
+    found = problem.conditions(Point(x, zero))
+    rows = [] if problem.A is None else [_matrix(problem.A, x)]
+    active = [jnp.ones_like(r[:, 0], dtype=bool) for r in rows]
+    signs, normals = [~a for a in active], None
+    if found.slack is not None:
+        s = found.slack
+        held, levels = jax.jacrev(problem.cone.held)(s), problem.cone.level(s)
+        normals = held
+        parts = [jnp.ones_like(held[:, 0], dtype=bool)]
+        if levels is not None:
+            near = jnp.finfo(x.dtype).eps ** 0.33 * jnp.maximum(largest(x), 1)
+            normals = jnp.concatenate([held, jax.jacrev(problem.cone.level)(s)])
+            parts.append(levels >= -near)
+        rows.append(-matmul(normals, _matrix(problem.G, x)))
+        active += parts
+        signs += [jnp.zeros_like(parts[0]), *(jnp.ones_like(p) for p in parts[1:])]
+    if not rows:
+        return zero
+    u = signed_multipliers(
+        jnp.concatenate(rows),
+        found.gradient,
+        jnp.concatenate(active),
+        jnp.concatenate(signs),
+    )
+    count = 0 if problem.A is None else problem.b.shape[0]
+    z = None if normals is None else -matmul(u[count:], normals)
+    return Dual(None if problem.A is None else u[:count], z)
+
+
+def _matrix(matrix: Any, x: Float[Array, " n"]) -> Float[Array, "m n"]:
+    return jax.vmap(lambda e: sparse.apply(matrix, e), out_axes=1)(identity(x))
 
 
 def signed_multipliers(

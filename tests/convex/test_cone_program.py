@@ -1,5 +1,6 @@
 """`ConeProgram`: what it refuses, its conditions and its certificates."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +29,6 @@ def test_bad_fields_are_named(fields, error, words):
         js.solve(js.ConeProgram(None, Q, **fields))
     for word in words:
         assert word in str(caught.value)
-
-
-def test_other_solvers_refuse_a_cone_program():
-    problem = js.ConeProgram(None, Q, G=G, h=H, cones=[js.SecondOrder(3)])
-    with pytest.raises(TypeError, match="ConeProgram"):
-        js.solve(problem, js.Scipy("SLSQP"), jnp.zeros(2))
 
 
 def _problem(data, cones):
@@ -101,3 +96,57 @@ def test_without_rows_it_is_a_linear_system(x64):
     P = jnp.array([[2.0, 0.5], [0.5, 1.0]])
     found = js.solve(js.ConeProgram(P, jnp.ones(2))).value
     np.testing.assert_allclose(found, np.linalg.solve(P, -np.ones(2)), rtol=1e-10)
+
+
+def _mixed_program(rng):
+    """Equalities in A and in G, an active inequality of two, a tight cone and a slack one."""
+    n = 5
+    ball = np.concatenate([np.zeros((1, n)), -np.eye(n)])
+    fields = {
+        "A": np.ones((1, n)),
+        "b": np.array([0.3]),
+        "G": np.concatenate([np.eye(1, n), np.eye(2, n, 1), ball, ball]),
+        "h": np.concatenate([[0.1], [-0.4, 9.0], [1.0], np.zeros(n), [50.0], np.zeros(n)]),
+    }
+    cones = [js.Zero(1), js.Nonnegative(2), js.SecondOrder(n + 1), js.SecondOrder(n + 1)]
+    data = {k: jnp.asarray(v) for k, v in fields.items()}
+    return js.ConeProgram(None, jnp.asarray(rng.normal(size=n)), **data, cones=cones)
+
+
+def test_a_foreign_solver_of_cones_gets_their_multipliers(x64):
+    """SLSQP finds the point; multipliers and derivative are those of the interior point."""
+    problem = _mixed_program(np.random.default_rng(3))
+
+    def value(q, solver):
+        changed = eqx.tree_at(lambda p: p.q, problem, q)
+        return js.solve(changed, solver, tolerance=1e-6).value
+
+    start = np.array([0.1, -0.5, 0.2, 0.3, 0.2])
+    theirs = js.solve(problem, js.Scipy("SLSQP", ftol=1e-14), start, tolerance=1e-6)
+    ours = js.solve(problem, js.InteriorPoint())
+    assert theirs.result == js.RESULTS.successful
+    np.testing.assert_allclose(theirs.value, ours.value, atol=1e-6)
+    np.testing.assert_allclose(theirs.dual.equality, ours.dual.equality, atol=1e-5)
+    np.testing.assert_allclose(theirs.dual.inequality, ours.dual.inequality, atol=1e-5)
+    cotangent = jnp.cos(jnp.arange(5.0))
+    slopes = [
+        jax.grad(lambda q, s=s: cotangent @ value(q, s))(problem.q)
+        for s in (js.Scipy("SLSQP", ftol=1e-14), js.InteriorPoint())
+    ]
+    np.testing.assert_allclose(*slopes, atol=1e-5)
+
+
+def test_a_cone_that_is_no_function_is_named():
+    rows = {"G": -jnp.eye(3), "h": jnp.ones(3)}
+    problem = js.ConeProgram(None, jnp.ones(3), **rows, cones=[js.Exponential()])
+    with pytest.raises(TypeError, match="`cones`, which holds Exponential"):
+        js.solve(problem, js.Scipy("SLSQP"))
+
+
+def test_the_data_of_a_cone_program_are_described():
+    rows = {"G": jnp.diag(jnp.array([1.0, 1e-9, 0.0])), "h": jnp.ones(3)}
+    say = " ".join(js.check(js.ConeProgram(None, jnp.ones(3), **rows, cones=[js.SecondOrder(3)])))
+    assert "rows of zeros at 2" in say and "badly scaled" in say
+    rows["h"] = jnp.array([1.0, jnp.inf, 1.0])
+    say = js.check(js.ConeProgram(jnp.eye(3), jnp.ones(3), **rows, cones=[js.SecondOrder(3)]))
+    assert say == ["`h` is infinite at 1, where it must be finite."]

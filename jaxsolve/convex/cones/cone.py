@@ -65,6 +65,11 @@ class AbstractCone(eqx.Module):
     def slope(self, v: Float[Array, " rows"]) -> AbstractSlope:
         """The derivative of `project` at v."""
 
+    def level(self, v: Float[Array, " rows"]) -> Float[Array, " levels"] | None:
+        """Functions that are at most 0 in the cone and nowhere else, differentiable but at the tip;
+        `None` for a cone that has none here."""
+        return None
+
     def project_dual(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """The nearest point of the dual cone."""
         return v + self.project(-v)

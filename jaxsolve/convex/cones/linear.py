@@ -71,6 +71,9 @@ class Nonnegative(AbstractVectors, AbstractSymmetricCone):
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return jnp.maximum(v, 0)
 
+    def level(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        return -v
+
     def slope(self, v: Float[Array, " rows"]) -> Diagonal:
         return Diagonal(heaviside(v))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .cone import AbstractCone, AbstractSlope, AbstractSymmetricCone, Spectral
+from .linear import Zero
 
 
 class Slopes(AbstractSlope):
@@ -105,6 +106,23 @@ class Product(AbstractSymmetricCone):
     def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         lengths = self._mapped(lambda cone, *x: _symmetric(cone).reach(*x), v, d)
         return jnp.min(_joined(lengths, v), initial=2)
+
+    def held(self, v: Float[Array, " rows"]) -> Float[Array, " held"]:
+        """The entries that have to be 0."""
+        runs = zip(self.runs, self.split(v), strict=True)
+        return _joined([x.ravel() for (cone, _), x in runs if isinstance(cone, Zero)], v[:0])
+
+    def level(self, v: Float[Array, " rows"]) -> Float[Array, " levels"] | None:
+        """Of the cones that are not `Zero`."""
+        out = []
+        for (cone, _), piece in zip(self.runs, self.split(v), strict=True):
+            if isinstance(cone, Zero):
+                continue
+            levels = jax.vmap(cone.level)(piece)
+            if levels is None:
+                return None
+            out.append(levels.ravel())
+        return _joined(out, v[:0])
 
     def _mapped(self, fn: Callable[..., Any], *vectors: Array) -> list[Any]:
         """fn(cone, *parts), batched over each run."""

@@ -85,6 +85,10 @@ class SecondOrder(AbstractVectors, AbstractSymmetricCone):
 
         return project(v)
 
+    def level(self, v: Float[Array, " rows"]) -> Float[Array, "1"]:
+        """|x| - t."""
+        return jnp.expand_dims(norm(v[1:]) - v[0], 0)
+
     def slope(self, v: Float[Array, " rows"]) -> Frame:
         length = norm(v[1:])
         none = length == 0

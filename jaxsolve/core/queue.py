@@ -10,8 +10,8 @@ is free; then those lanes are finished and written back, and waiting lanes take 
         finish R lanes and write them back
 
 `init`, `step` and `finish` stand in the program once each, whatever the batch, and the working set
-is W lanes wide. A slot without a live lane steps on a live one's inputs: a dead lane's NaN reaches
-no step, and a loop inside the step does not go on for it.
+is W lanes wide. A slot without a live lane steps on a live one's state: a dead lane's NaN reaches
+no step. A loop inside the step does not go on for it: there the live lane's data are taken too.
 """
 
 import math
@@ -66,6 +66,9 @@ class Batch:
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
         low, high, budget = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
+        if self.call.program.nested:
+            # All wait for the longest loop inside: many pay only where a lane is small.
+            low = 1
         own = [
             math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
             for x, has in zip(self.operands, self.axes, strict=True)
@@ -127,7 +130,7 @@ class Batch:
     def step(self, program, rows: list[Array], carry, done, count, left):
         """One step of the live lanes; the others keep their state. `left(done)`: lanes to go."""
         progress = self.call.progress
-        # A copy of a large constant in each step costs more than NaN in a dead lane's.
+        # A copy of large constants or data in each step costs more than NaN in a dead lane's.
         constants = [kept and not program.nested for kept in program.constant]
 
         def where_done(new: list[Array], old: list[Array]) -> list[Array]:
@@ -139,6 +142,7 @@ class Batch:
         if program.nested or not isinstance(self.call.lanes, Lockstep):
             live = jnp.argmin(done)
             inputs = where_done([x[live] for x in old], old)
+        if program.nested:
             used = _where(done, [x[live] for x in rows], rows)
         data, consts, _ = self.unflatten(used)
         stepped, stops = self.vmap(program.step, 0)(consts, data, jax.tree.unflatten(tree, inputs))

@@ -192,14 +192,18 @@ def _solve(
 ) -> tuple[Factor, Vector, Bool[Array, ""]]:
     """The (regularised) Newton direction, and whether the matrix was of no use for it."""
     regularises = damping > 0
-    gram = matmul(jacobian.T, jacobian)
-    # Relative to each column, so that an equation that is almost flat still moves.
-    sizes = jnp.diagonal(gram)
-    floor = jnp.maximum(
-        jnp.max(sizes) * jnp.finfo(sizes.dtype).eps ** 2, jnp.finfo(sizes.dtype).tiny
-    )
-    gram = gram + jnp.diag(damping * jnp.maximum(sizes, floor))
-    lu, pivots = jax.scipy.linalg.lu_factor(jnp.where(regularises, gram, jacobian))
+
+    def regularised() -> Float[Array, "n n"]:
+        gram = matmul(jacobian.T, jacobian)
+        # Relative to each column, so that an equation that is almost flat still moves.
+        sizes = jnp.diagonal(gram)
+        floor = jnp.maximum(
+            jnp.max(sizes) * jnp.finfo(sizes.dtype).eps ** 2, jnp.finfo(sizes.dtype).tiny
+        )
+        return gram + jnp.diag(damping * jnp.maximum(sizes, floor))
+
+    matrix = jax.lax.cond(regularises, regularised, lambda: jacobian)
+    lu, pivots = jax.scipy.linalg.lu_factor(matrix)
     factor = Factor(jacobian, lu, pivots, damping)
     direction = -factor.apply(values)
     usable = finite(direction) & finite(values)

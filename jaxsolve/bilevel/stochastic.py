@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
 
+from ..convex.sets.base import AbstractSet
 from ..core.adjoint import AbstractAdjoint, Detached
 from ..core.checks import count_samples
 from ..core.problem import AbstractProblem, Structure
@@ -44,6 +45,7 @@ class StochasticBilevel(AbstractProblem):
         upper_data, lower_data: pytrees of arrays, samples along their first axes.
         args: more data, any pytree, that is not cut into batches.
         batch_size: samples in a batch, of either data (all, where there are fewer).
+        upper_set: X, one of `jaxsolve.sets`: where x has to be.
     """
 
     upper: Callable[[PyTree, PyTree, PyTree, PyTree], Any]
@@ -52,6 +54,7 @@ class StochasticBilevel(AbstractProblem):
     lower_data: PyTree[Array]
     args: PyTree = None
     batch_size: int = eqx.field(kw_only=True, static=True)
+    upper_set: AbstractSet | None = eqx.field(default=None, kw_only=True)
 
     @property
     def full(self) -> Bilevel:
@@ -60,7 +63,9 @@ class StochasticBilevel(AbstractProblem):
 
     def _on(self, upper_data: PyTree, lower_data: PyTree) -> Bilevel:
         args = (upper_data, lower_data, self.args)
-        return Bilevel(_OnData(self.upper, 0), _OnData(self.lower, 1), args)
+        return Bilevel(
+            _OnData(self.upper, 0), _OnData(self.lower, 1), args, upper_set=self.upper_set
+        )
 
     @property
     def structure(self) -> Structure:
@@ -98,8 +103,16 @@ class StochasticBilevel(AbstractProblem):
             last = lambda data, rows: jax.tree.map(lambda x: x[-rows:] if rows else x[:1], data)
             tail = self._on(last(self.upper_data, left[0]), last(self.lower_data, left[1]))
             tail, _ = tail.prepare(init)
-        args = (full.upper, full.lower, full.args)
-        return SampledBilevel(*args, part=part, tail=tail, sizes=sizes), value
+        sampled = SampledBilevel(
+            full.upper,
+            full.lower,
+            full.args,
+            upper_set=full.upper_set,
+            part=part,
+            tail=tail,
+            sizes=sizes,
+        )
+        return sampled, value
 
 
 class SampledBilevel(Bilevel):

@@ -1,5 +1,6 @@
 """Stochastic bilevel methods on quadratic problems, whose hypergradients NumPy knows."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -355,6 +356,18 @@ def test_variables_are_pytrees_and_sets_are_kept(x64):
         x, np.clip(x - exact.gradient(x), -np.asarray(bound), bound), atol=1e-7
     )
     assert np.abs(exact.gradient(x)).max() > 1e-2
+
+
+def test_batches_keep_x_in_its_set(x64):
+    """SABA's noise goes to zero with the steps, so that x ends at x = P(x - grad h(x))."""
+    problem, exact = quadratics((22, 24), batch_size=7)
+    bound = np.abs(exact.solution()) / 2
+    box = js.sets.Box(jnp.asarray(-bound), jnp.asarray(bound))
+    boxed = replace(problem, upper_set=box)
+    solution = js.solve(boxed, SABA(0.1, 0.2, steps=2000), start())
+    x = np.asarray(solution.value[0])
+    assert np.all(np.abs(x) <= bound) and np.abs(exact.gradient(x)).max() > 1e-2
+    np.testing.assert_allclose(x, np.clip(x - exact.gradient(x), -bound, bound), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -186,8 +186,8 @@ def test_what_a_step_hands_on_is_never_copied(lanes):
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_bad_lane_never_reaches_a_step(lanes, nested):
-    """A lane that ends at NaN or Inf is not stepped again, nor is an empty slot; where a step holds a
-    loop, its data reach none either (where it holds none, they would be copied at each step).
+    """A lane that ends at NaN or Inf is not stepped again, nor is an empty slot; where a step holds
+    a loop, its data reach none either (where it holds none, they would be copied at each step).
 
     Lockstep promises it only for steps with a loop inside (a gather would cross devices).
     """

@@ -9,6 +9,7 @@ pooled as long as their means fall. At most 2 n operations of one step each.
 
 from typing import Self
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -59,28 +60,36 @@ def pool(point: Float[Array, " n"]) -> tuple[Int[Array, " n"], Float[Array, " n"
     """The block of each entry, and the mean of each block."""
     n = point.size
 
+    def put(stack, top, block):
+        """The block on top, written to its place."""
+        return jax.tree.map(
+            lambda row, value: lax.dynamic_update_index_in_dim(row, value, top, 0), stack, block
+        )
+
     def step(carry, _):
         """Pool the two blocks on top where they fall, push the next entry else."""
-        mean, first, top, entry = carry
-        last = jnp.maximum(top, 1)
-        upper, lower = mean[last], mean[last - 1]
-        falls = (top > 0) & (lower >= upper)
-        # Block i holds the entries from first[i] to the next block's first.
-        above = (entry - first[last]).astype(point.dtype)
-        below = (first[last] - first[last - 1]).astype(point.dtype)
-        pooled = lower + (upper - lower) * (above / jnp.maximum(above + below, 1))
+        stack, (mean, first), top, entry = carry
+        # Written before it is read: the other way round the loop copies the stack in each step.
+        stack = put(stack, top, (mean, first))
+        lower, start = (row[jnp.maximum(top - 1, 0)] for row in stack)
+        falls = (top > 0) & (lower >= mean)
+        # A block holds the entries from its first to the next block's first.
+        above = (entry - first).astype(point.dtype)
+        below = (first - start).astype(point.dtype)
+        pooled = lower + (mean - lower) * (above / jnp.maximum(above + below, 1))
         pushes = ~falls & (entry < n)
-        place = jnp.where(falls, last - 1, jnp.where(pushes, top + 1, n))
         fresh = point[jnp.minimum(entry, n - 1)]
-        mean = mean.at[place].set(jnp.where(falls, pooled, fresh), mode="drop")
-        first = first.at[jnp.where(pushes, place, n)].set(entry, mode="drop")
-        one = jnp.int32(1)
-        top = top + jnp.where(pushes, one, jnp.where(falls, -one, 0 * one))
-        return (mean, first, top, entry + pushes.astype(jnp.int32)), None
+        mean = jnp.where(falls, pooled, jnp.where(pushes, fresh, mean))
+        first = jnp.where(falls, start, jnp.where(pushes, entry, first))
+        pushed = pushes.astype(jnp.int32)
+        top = top + pushed - falls.astype(jnp.int32)
+        return (stack, (mean, first), top, entry + pushed), None
 
-    zero = jnp.zeros_like(point, jnp.int32)
-    start = (jnp.zeros_like(point), zero, zero[0] - 1, zero[0])
-    (mean, first, top, _), _ = lax.scan(step, start, length=2 * n)
+    none = jnp.zeros_like(point, jnp.int32)
+    zero = none[0]
+    begin = ((jnp.zeros_like(point), none), (point[0], zero), zero, zero + 1)
+    (stack, block, top, _), _ = lax.scan(step, begin, length=2 * n - 1)
+    mean, first = put(stack, top, block)
     used = jnp.arange(n, dtype=jnp.int32) <= top
-    begins = zero.at[jnp.where(used, first, n)].set(1, mode="drop")
+    begins = none.at[jnp.where(used, first, n)].set(1, mode="drop")
     return jnp.cumsum(begins, dtype=jnp.int32) - 1, mean

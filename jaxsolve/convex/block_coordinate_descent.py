@@ -236,14 +236,20 @@ class _Layout:
         """One pass over all blocks: the point and the gradient."""
         count, width = self.blocks.order.shape
         weights = self.blocks.weights.astype(y.dtype)
+        # The carry is g alone: other arrays that are read and written would be copied each time.
+        blocks = (
+            jnp.arange(count, dtype=jnp.int32),
+            y.reshape(count, width),
+            hessian.reshape(count, width, y.size),
+            weights,
+            1 / curvature,
+        )
 
-        def update(i: Array, at: tuple[Entries, Entries]) -> tuple[Entries, Entries]:
-            y, g = at
-            take = lambda x: lax.dynamic_slice_in_dim(x, i * width, width)
-            old, length = take(y), 1 / curvature[i]
-            new = self.blocks.prox(weights[i], old - length * take(g), length)
-            y = lax.dynamic_update_slice_in_dim(y, new, i * width, axis=0)
-            rows = take(hessian)
-            return y, g + jnp.sum((new - old)[:, None] * rows, axis=0)
+        def update(g: Entries, block: Any) -> tuple[Entries, Array]:
+            i, old, rows, weight, length = block
+            own = lax.dynamic_slice_in_dim(g, i * width, width)
+            new = self.blocks.prox(weight, old - length * own, length)
+            return g + jnp.sum((new - old)[:, None] * rows, axis=0), new
 
-        return lax.fori_loop(0, count, update, (y, g))
+        g, y = lax.scan(update, g, blocks)
+        return y.ravel(), g

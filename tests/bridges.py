@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+import scipy.special
 from scipy.special import logsumexp
 
 import jaxsolve as js
@@ -32,20 +33,38 @@ def _start(data):
     )  # fmt: skip
 
 
+def _slopes(data, log_a, r, log_s, p, q):
+    """The derivatives of sum p log c - sum q log v by log a, r and log S."""
+    x, y, eps, s = data["x0"], data["x1"], data["epsilon"], np.exp(log_s)
+    away = y[:, None] - r
+    P = p[:, None] * scipy.special.softmax(_terms(data, log_a, r, log_s), axis=1)
+    Q = q[:, None] * scipy.special.softmax(_parts(y, eps, log_a, r, log_s), axis=1)
+    centres = P.T @ x / eps - np.einsum("jk,jkd->kd", Q, away) / (eps * s)
+    spread = P.T @ x**2 * s - np.einsum("jk,jkd->kd", Q, away**2) / s
+    spread = spread / (2 * eps) + 0.5 * Q.sum(axis=0)[:, None]
+    return P.sum(axis=0) - Q.sum(axis=0), centres, spread
+
+
+def _terms(data, log_a, r, log_s):
+    """The logarithms of the terms of c."""
+    x = data["x0"]
+    return log_a + (0.5 * x**2 @ np.exp(log_s).T + x @ r.T) / data["epsilon"]
+
+
+def _parts(y, eps, log_a, r, log_s):
+    """Those of v, less the constant of the densities."""
+    away = y[:, None] - r
+    variances = eps * np.exp(log_s)
+    return log_a - 0.5 * np.sum(away**2 / variances + np.log(variances), axis=2)
+
+
 def _equations(data, log_a, r, log_s):
     """The gradient of L (Korotin et al. 2024) by the weights of the components at each point, and
     the gauge in the place of the first weight's."""
-    x, y, eps, s = data["x0"], data["x1"], data["epsilon"], np.exp(log_s)
-    terms = log_a + (0.5 * x**2 @ s.T + x @ r.T) / eps
-    away = y[:, None] - r
-    parts = log_a - 0.5 * np.sum(away**2 / (eps * s) + np.log(eps * s), axis=2)
-    P = np.exp(terms - logsumexp(terms, axis=1, keepdims=True)) / len(x)
-    Q = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) / len(y)
-    weights = P.sum(axis=0) - Q.sum(axis=0)
+    p, q = (np.full(len(data[n]), 1 / len(data[n])) for n in ("x0", "x1"))
+    weights, centres, spread = _slopes(data, log_a, r, log_s, p, q)
     weights[0] = logsumexp(log_a)
-    centres = P.T @ x / eps - np.einsum("jk,jkd->kd", Q, away) / (eps * s)
-    spread = P.T @ x**2 * s - np.einsum("jk,jkd->kd", Q, away**2) / s
-    return weights, centres, spread / (2 * eps) + 0.5 * Q.sum(axis=0)[:, None]
+    return weights, centres, spread
 
 
 def _flat(parts):
@@ -107,6 +126,118 @@ BRIDGES = [
             "far": Expected(_BASE | {"x1": 30 + _BASE["x1"]}, "successful"),
         },
         invariances={"order of axes": _turned, "moved": _moved},
+        condition=100.0,
+    )
+]
+
+
+def _draw_unbalanced(rng):
+    """Two groups at both ends, and what it costs to leave some out."""
+    sources = np.concatenate(
+        [_SHIFT + 0.7 * rng.normal(size=(7, 2)), -_SHIFT + 0.8 * rng.normal(size=(9, 2))]
+    )
+    return _draw(rng) | {"x0": sources, "tau": np.asarray(rng.uniform(2, 4))}
+
+
+def _start_unbalanced(data):
+    bridge = _start(data)
+    x0 = data["x0"]
+    source = js.GaussianMixture(
+        bridge.log_weights, jnp.stack([jnp.mean(x0[:7], axis=0), jnp.mean(x0[7:], axis=0)]),
+        bridge.shape, bridge.epsilon, bridge.family,
+    )  # fmt: skip
+    return js.UnbalancedLightBridge(bridge, source, jnp.ones_like(bridge.epsilon))
+
+
+def _marginals(data, log_a, r, log_s, log_b, mu, log_t):
+    """log A and log B of Gazdieva et al. (2024), and how their means weigh the points."""
+    x, y, eps, tau = data["x0"], data["x1"], data["epsilon"], data["tau"]
+    constant = np.log(2 * np.pi)  # Half of it for each of two dimensions.
+    log_u = logsumexp(_parts(x, eps, log_b, mu, log_t), axis=1) - constant
+    log_v = logsumexp(_parts(y, eps, log_a, r, log_s), axis=1) - constant
+    phi = eps * (log_u - logsumexp(_terms(data, log_a, r, log_s), axis=1)) + 0.5 * np.sum(x**2, 1)
+    psi = eps * log_v + 0.5 * np.sum(y**2, axis=1)
+    means = [logsumexp(-z / tau) - np.log(z.size) for z in (phi, psi)]
+    return *means, scipy.special.softmax(-phi / tau), scipy.special.softmax(-psi / tau)
+
+
+def _unbalanced_equations(data, log_a, r, log_s, log_b, mu, log_t):
+    """The gradient of their dual function, its multiple of v and the mass minimised out."""
+    _, _, p, q = _marginals(data, log_a, r, log_s, log_b, mu, log_t)
+    weights, centres, spread = _slopes(data, log_a, r, log_s, p, q)
+    weights[0] = logsumexp(log_a)
+    x, variances = data["x0"], data["epsilon"] * np.exp(log_t)
+    R = p[:, None] * scipy.special.softmax(_parts(x, data["epsilon"], log_b, mu, log_t), axis=1)
+    away = x[:, None] - mu
+    own = np.exp(log_b) - R.sum(axis=0)
+    moved = -np.einsum("ik,ikd->kd", R, away) / variances
+    widened = 0.5 * (R.sum(axis=0)[:, None] - np.einsum("ik,ikd->kd", R, away**2) / variances)
+    own[0] = logsumexp(log_b)
+    return weights, centres, spread, own, moved, widened
+
+
+def _mass(data, *parts):
+    first, second, _, _ = _marginals(data, *parts)
+    return np.exp(data["tau"] / (2 * data["tau"] + data["epsilon"]) * (first + second))
+
+
+def _unflat(z):
+    sides = np.split(z, 2)
+    return [part for s in sides for part in (s[:2], s[2:6].reshape(2, 2), s[6:].reshape(2, 2))]
+
+
+def _oracle_unbalanced(data):
+    start = _start_unbalanced({k: jnp.asarray(v) for k, v in data.items()})
+    u, v = start.source, start.bridge
+    z = _flat([v.log_weights, v.centres, v.shape, u.log_weights, u.means, u.shape]).astype(float)
+
+    def fn(z):
+        return _flat(_unbalanced_equations(data, *_unflat(z)))
+
+    for _ in range(3000):
+        slopes = fn(z)
+        slopes[0], slopes[10] = -slopes[1], -slopes[11]
+        z = z - 0.2 * slopes
+        z[:2] -= logsumexp(z[:2])
+        z[10:12] -= logsumexp(z[10:12])
+    parts = _unflat(scipy.optimize.root(fn, z, tol=1e-14).x)
+    eps = data["epsilon"]
+    return [*parts[:3], eps, *parts[3:], eps, _mass(data, *parts)]
+
+
+def _violation_unbalanced(data, value, dual):
+    v, u = value.bridge, value.source
+    parts = v.log_weights, v.centres, v.shape, u.log_weights, u.means, u.shape
+    off = max(np.abs(part).max() for part in _unbalanced_equations(data, *parts))
+    return max(off, np.abs(value.mass - _mass(data, *parts)))
+
+
+def _turned_unbalanced(data, rng):
+    """Axes in another order."""
+    other, turned = _turned(data, rng)
+    return other, lambda z: np.concatenate([turned(z[:11]), turned(z[11:22]), z[22:]])
+
+
+def _problem_unbalanced(data):
+    return js.SchrodingerBridge(data["x0"], data["x1"], epsilon=data["epsilon"], tau=data["tau"])
+
+
+_UNBALANCED = _draw_unbalanced(np.random.default_rng(7))
+
+BRIDGE_VARIANTS = [
+    Case(
+        name="LightSB-unbalanced",
+        solver=lambda: js.LightSB(2),
+        problem=_problem_unbalanced,
+        draw=_draw_unbalanced,
+        init=_start_unbalanced,
+        oracle=_oracle_unbalanced,
+        optimality=_violation_unbalanced,
+        outcomes={
+            "nan": Expected(_UNBALANCED | {"x1": np.full((17, 2), np.nan)}, "nonfinite_input"),
+            "no cost": Expected(_UNBALANCED | {"tau": np.asarray(-1.0)}, "nonfinite_input"),
+        },
+        invariances={"order of axes": _turned_unbalanced},
         condition=100.0,
     )
 ]

@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.sparse
 from barycentres import BARYCENTRES
 from bilevel_problems import APPROXIMATE as APPROXIMATE_BILEVEL, BILEVEL
-from bridges import BRIDGES
+from bridges import BRIDGE_VARIANTS, BRIDGES
 from projections import PROJECTIONS
 from sklearn.linear_model import Lasso
 from transport_plans import TRANSPORT, TRANSPORT_VARIANTS
@@ -825,6 +825,7 @@ VARIANTS = [
     grouped("ProximalGradient-group", js.ProximalGradient),
     grouped("BlockCoordinateDescent-group", js.BlockCoordinateDescent),
     *PROJECTIONS,
+    *BRIDGE_VARIANTS,
     *TRANSPORT_VARIANTS,
 ]
 """Further problems of our solvers."""

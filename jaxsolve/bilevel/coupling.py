@@ -45,6 +45,12 @@ class AbstractRows(eqx.Module):
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         """The multipliers of h and g of those of these rows."""
 
+    def violation(self, problem: Bilevel, primal: Pair) -> Scalar:
+        """By how much the constraints fail at a point, in these units."""
+        values = self(problem, *primal)
+        inequality = jnp.arange(values.size) >= self.equalities
+        return largest(jnp.where(inequality, jnp.maximum(values, 0), values))
+
     def clip(self, multiplier: Vector, bound: float | Array) -> Vector:
         """On [-bound, bound], those of inequalities on [0, bound]."""
         signed = jnp.arange(multiplier.size) >= self.equalities
@@ -68,16 +74,21 @@ class AffineRows(AbstractRows):
             the inequalities.
         back: U S^-1 of the equalities.
         units: what the rows of the inequalities were divided by.
+        conflict: by how much dependent equalities contradict each other.
     """
 
     matrix: Float[Array, "q n"]
     offset: Float[Array, " q"]
     back: Float[Array, "p e"]
     units: Float[Array, " k"]
+    conflict: Scalar
     equalities: int = eqx.field(static=True)
 
     def __call__(self, problem: Bilevel, x: PyTree[Array], y: PyTree[Array]) -> Vector:
         return matmul(self.matrix, ravel((x, y))) - self.offset
+
+    def violation(self, problem: Bilevel, primal: Pair) -> Scalar:
+        return jnp.maximum(super().violation(problem, primal), self.conflict)
 
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         first, second = multiplier[: self.equalities], multiplier[self.equalities :]
@@ -99,11 +110,13 @@ class SmoothRows(AbstractRows):
 
 
 class Basis(NamedTuple):
-    """Rows of a system M w = b, orthonormal or 0; `back` is U S^-1."""
+    """Rows of a system M w = b, orthonormal or 0; `back` is U S^-1, `conflict` what is left of b
+    over the largest singular value."""
 
     rows: Float[Array, "e n"]
     offset: Float[Array, " e"]
     back: Float[Array, "p e"]
+    conflict: Scalar
 
 
 def orthonormal(matrix: Float[Array, "p n"], side: Float[Array, " p"]) -> Basis:
@@ -116,7 +129,9 @@ def orthonormal(matrix: Float[Array, "p n"], side: Float[Array, " p"]) -> Basis:
     cut = max(matrix.shape) * jnp.finfo(matrix.dtype).eps * largest(values)
     keep = values > cut
     back = left * jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
-    return Basis(jnp.where(keep[:, None], right, 0), matmul(side, back), back)
+    reached = matmul(left, jnp.where(keep, matmul(side, left), 0))
+    conflict = largest(side - reached) / positive(largest(values))
+    return Basis(jnp.where(keep[:, None], right, 0), matmul(side, back), back, conflict)
 
 
 def affine_rows(problem: Bilevel, primal: Pair) -> AffineRows:
@@ -135,7 +150,7 @@ def affine_rows(problem: Bilevel, primal: Pair) -> AffineRows:
     if equality[0].shape[0]:
         basis = orthonormal(*equality)
     else:
-        basis = Basis(equality[0], equality[1], equality[0][:, :0])
+        basis = Basis(equality[0], equality[1], equality[0][:, :0], jnp.zeros_like(flat[0]))
     rows, side = inequality
     if not rows.shape[0]:
         units = side
@@ -150,6 +165,7 @@ def affine_rows(problem: Bilevel, primal: Pair) -> AffineRows:
         offset=jnp.concatenate([basis.offset, side / units]),
         back=basis.back,
         units=units,
+        conflict=basis.conflict,
         equalities=basis.rows.shape[0],
     )
 

@@ -33,6 +33,10 @@ Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
 
 
+_VIOLATION = 0.1
+"""Of the constraints, more than which is no bias of a penalty: there may be no point in them."""
+
+
 class ValueFunctionState(eqx.Module):
     """Where a method of the value function is.
 
@@ -247,7 +251,18 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         # Beyond the size of the gradient of F the residual says nothing about F: the steps were
         # too long, and the inner point is lost.
         near = (self.measure(problem, state) <= 1) & (jnp.abs(state.gap) <= state.size)
-        return state.count >= state.end, RESULTS.where(near, RESULTS.approximate, RESULTS.stalled)
+        ended = state.count >= state.end
+        near = near & jax.lax.cond(
+            ended, lambda: self._violation(problem, state) <= _VIOLATION, lambda: True
+        )
+        return ended, RESULTS.where(near, RESULTS.approximate, RESULTS.stalled)
+
+    def _violation(self, problem: Bilevel, state: ValueFunctionState) -> Scalar:
+        """By how much the coupling constraints fail, in their units and those of (x, y)."""
+        if state.rows is None:
+            return jnp.zeros_like(state.gap)
+        size = jnp.maximum(largest(state.primal), 1)
+        return state.rows.violation(problem, state.primal) / size
 
     def lower_point(self, problem: Bilevel, state: ValueFunctionState) -> LowerPoint:
         """(y, mu, lam) in the units of the problem."""

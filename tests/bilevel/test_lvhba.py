@@ -284,6 +284,25 @@ def test_inequalities_and_a_set(x64):
     np.testing.assert_allclose(y, 1.0, atol=1e-5)
 
 
+CONFLICTS = {
+    "coupling": lambda x, y, args: jnp.stack([x[0] + y[0] + 1, 1 - x[0] - y[0]]),
+    "coupling_equality": lambda x, y, args: jnp.stack([x[0] + y[0] + 1, x[0] + y[0] - 1]),
+}
+
+
+@pytest.mark.parametrize("field", CONFLICTS)
+@pytest.mark.parametrize("solver", [LVHBA(), BiCGAFFA()], ids=lambda s: type(s).__name__)
+def test_constraints_that_contradict_each_other_are_no_bias(field, solver):
+    """x + y at most -1 and at least 1: f - v is small at points that are between."""
+    problem = js.Bilevel(
+        lambda x, y, args: jnp.sum((y - 1) ** 2 + x**2),
+        lambda x, y, args: jnp.sum((y - x) ** 2),
+        **{field: CONFLICTS[field]},
+    )
+    solution = js.solve(problem, solver, (jnp.zeros(1), jnp.zeros(1)), throw=False)
+    assert solution.result == js.RESULTS.stalled
+
+
 @pytest.mark.slow
 def test_a_projection_of_the_users_own(x64):
     toy = toy_a(10)

@@ -34,6 +34,7 @@ from ..core.solution import Point, Solution
 from ..core.solve import default_tolerance, solve
 from ..core.solver import AbstractSolver, as_solver
 from ..core.vectors import dot, largest, norm, positive, ravel
+from ..smooth.broyden import Broyden
 from ..smooth.newton import Newton
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .fisher import MFACInverse
@@ -187,12 +188,14 @@ class Hypergradients(eqx.Module):
     def _stated(self, problem, x, value) -> tuple[AbstractProblem, AbstractSolver]:
         """The lower level at x, and its solver. Newton's method, where its matrix is small: what it
         ends with is far below the tolerance, and the hypergradient's error with it."""
-        inner = problem.lower_problem(x)
         small = sum(leaf.size for leaf in jax.tree.leaves(value)) <= _SMALL
-        if self.lower_solver is None and self.adjoint is None and small and problem.smooth_lower:
-            return problem.lower_equations(x), Newton()
-        method = inner.default_solver() if self.lower_solver is None else self.lower_solver
-        return inner, as_solver(method)
+        method = self.lower_solver
+        if method is None and self.adjoint is None and small and problem.smooth_lower:
+            method = Newton()
+        if isinstance(method, Newton | Broyden) and problem.smooth_lower:
+            return problem.lower_equations(x), method
+        inner = problem.lower_problem(x)
+        return inner, as_solver(inner.default_solver() if method is None else method)
 
     def _adjoint(
         self, problem, x, lower: Solution, start, tolerance

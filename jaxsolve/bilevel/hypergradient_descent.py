@@ -66,8 +66,9 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
     gradient; a lower level with a set Y is differentiated on the face on which y lies.
 
     Args:
-        lower_solver: of `Minimise`, or, with a set Y, of `Composite`; `None`: their default, and up
-            to 128 variables, without a set, Newton's method.
+        lower_solver: of `Minimise`, or, with a set Y, of `Composite`; `Newton()` and `Broyden()`
+            take grad_y f = 0. `None`: the default of these, and up to 128 variables, without a set,
+            `Newton()`.
         optimiser: an optax transformation (make it once), each of whose updates is taken; or
             `LBFGS(...)`. `None` is `LBFGS()`, and with a set X projected spectral steps.
         linear_solver: of the adjoint system. `None`: a factorisation of H up to 512 unknowns, else

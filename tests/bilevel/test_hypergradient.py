@@ -41,7 +41,7 @@ def evaluate(start=None, **settings):
 def test_exact_methods(linear_solver):
     exact = with_adjoint(DATA, X, np.linalg.inv(DATA["H"]))
     # Newton's method preconditions with its factors; from the solution LBFGS() has nothing.
-    for start, lower_solver in ((np.zeros(LOWER), None), (Y, js.LBFGS())):
+    for start, lower_solver in ((np.zeros(LOWER), js.Newton()), (Y, js.LBFGS())):
         found = evaluate(start, lower_solver=lower_solver, linear_solver=linear_solver)
         np.testing.assert_allclose(found.gradient, exact, rtol=0, atol=1e-10)
         np.testing.assert_allclose(found.lower.value, Y, rtol=0, atol=1e-10)

@@ -81,6 +81,10 @@ class BilevelDual(eqx.Module):
     adjoint: LowerPoint
 
 
+COUPLING = ("coupling", "coupling_equality")
+"""The fields that join the two variables."""
+
+
 class Bilevel(AbstractProblem):
     """minimise upper(x, y, args) over x and y, where y minimises lower(x, y, args).
 
@@ -141,7 +145,7 @@ class Bilevel(AbstractProblem):
     @property
     def coupled(self) -> bool:
         """Whether constraints join the two variables."""
-        return self.coupling is not None or self.coupling_equality is not None
+        return any(getattr(self, field) is not None for field in COUPLING)
 
     def into_upper(self, x: PyTree[Array]) -> PyTree[Array]:
         """P_X(x)."""
@@ -315,7 +319,7 @@ class Bilevel(AbstractProblem):
         name = type(self).__name__
         init = arrays_of(name, init)
         opened, value = {}, None
-        for field in ("upper", "lower", "coupling", "coupling_equality"):
+        for field in ("upper", "lower", *COUPLING):
             fn = getattr(self, field)
             if fn is None:
                 continue

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached, Unrolled
+from ..core.checks import check_absent
 from ..core.linear import (
     DENSE_LIMIT,
     AbstractLinearSolver,
@@ -36,7 +37,7 @@ from ..core.solver import AbstractSolver, as_solver
 from ..core.vectors import dot, largest, norm, positive, ravel
 from ..smooth.broyden import Broyden
 from ..smooth.newton import Newton
-from .bilevel import Bilevel, BilevelDual, LowerPoint
+from .bilevel import COUPLING, Bilevel, BilevelDual, LowerPoint
 from .fisher import MFACInverse
 
 Scalar = Float[Array, ""]
@@ -128,9 +129,7 @@ def check_uncoupled(name: str, problem: AbstractProblem) -> None:
     """Raise `TypeError` unless the problem is a `Bilevel` without coupling constraints."""
     if not isinstance(problem, Bilevel):
         raise TypeError(f"{name} takes a Bilevel, not {type(problem).__name__}.")
-    for field in ("coupling", "coupling_equality"):
-        if getattr(problem, field) is not None:
-            raise TypeError(f"{name} cannot honour `{field}` of Bilevel; LVHBA() can.")
+    check_absent(name, problem, COUPLING, "LVHBA() can.")
 
 
 class Hypergradients(eqx.Module):

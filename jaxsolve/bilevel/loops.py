@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from ..core.checks import check_kind
+from ..core.checks import check_absent, check_kind
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import finite, largest
-from .bilevel import Bilevel, Pair
+from .bilevel import COUPLING, Bilevel, Pair
 
 Scalar = Float[Array, ""]
 
@@ -106,12 +106,8 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
 
     def refuse(self, problem: Bilevel) -> None:
         check_kind(self, problem, Bilevel)
-        for field in ("coupling", "coupling_equality", "lower_set"):
-            if getattr(problem, field) is not None:
-                raise TypeError(
-                    f"{type(self).__name__} cannot honour `{field}` of Bilevel: its lower level is "
-                    "without constraints. LVHBA() takes it."
-                )
+        advice = "its lower level is without constraints. LVHBA() takes it."
+        check_absent(type(self).__name__, problem, (*COUPLING, "lower_set"), advice)
 
     def init(self, problem: Bilevel, guess: Guess) -> LoopState:
         x, y = guess.primal

@@ -15,8 +15,9 @@ Hessian-free solution strategy", ICML 2024.
 
 from jaxtyping import PyTree
 
+from ..core.checks import check_absent
 from ..core.vectors import ravel
-from .bilevel import Bilevel, Pair
+from .bilevel import COUPLING, Bilevel, Pair
 from .coupling import AbstractRows
 from .value_function import AbstractValueFunction, ValueFunctionState
 
@@ -48,12 +49,8 @@ class MEHA(AbstractValueFunction):
 
     def refuse(self, problem: Bilevel) -> None:
         super().refuse(problem)
-        for field in ("coupling", "coupling_equality"):
-            if getattr(problem, field) is not None:
-                raise TypeError(
-                    f"MEHA solves bilevel problems without `{field}`. Use LVHBA(), or BiCGAFFA() "
-                    "where the constraints are not affine."
-                )
+        advice = "use LVHBA(), or BiCGAFFA() where the constraints are not affine."
+        check_absent("MEHA", problem, COUPLING, advice)
 
     def constraints(self, problem: Bilevel, primal: Pair) -> tuple[AbstractRows | None, PyTree]:
         return None, None

@@ -27,6 +27,14 @@ def check_kind(solver: Any, problem: AbstractProblem, *kinds: type[AbstractProbl
         raise TypeError(f"{type(solver).__name__} solves {accepted}, not {type(problem).__name__}.")
 
 
+def check_absent(name: str, problem: AbstractProblem, fields: tuple[str, ...], advice: str) -> None:
+    """Raise `TypeError` for the first of the `fields` that a problem has: the solver takes none."""
+    for field in fields:
+        if getattr(problem, field) is not None:
+            kind = type(problem).__name__
+            raise TypeError(f"{name} cannot honour `{field}` of {kind}: {advice}")
+
+
 def check_shape(
     name: str,
     field: str,

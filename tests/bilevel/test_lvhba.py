@@ -406,7 +406,7 @@ def test_refusals():
     toy = toy_c(4, 3)
     with pytest.raises(TypeError, match=r"BiCGAFFA\(\).*projection"):
         js.solve(toy.problem, LVHBA(), toy.init)
-    with pytest.raises(TypeError, match="without `coupling_equality`"):
+    with pytest.raises(TypeError, match="MEHA cannot honour `coupling_equality` of Bilevel"):
         js.solve(toy.problem, MEHA(), toy.init)
     for kind in (LVHBA, BiCGAFFA, MEHA):
         with pytest.raises(TypeError, match="solves Bilevel"):

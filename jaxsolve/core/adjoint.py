@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .linear import AbstractLinearSolver, Operator, checked, solve_checked
+from .linear import AbstractLinearSolver, Operator, checked, gated, solve_checked
 from .loop import Program, has_loop, run
 from .mesh import vary, varying
 from .problem import AbstractProblem
@@ -238,6 +238,29 @@ def envelope(
         return value, trusted * moved
 
     return at(data, point, solved)
+
+
+def where_solved(data: PyTree[Array], solved: Bool[Array, ""]) -> PyTree[Array]:
+    """Data, for what a value computes of them: where not `solved`, NaN is the derivative of all
+    that depends on them.
+
+    Of what does not it stays 0, so that a failed lane that is masked leaves data that it shares
+    with others alone. A copy for each lane: for weights, not for matrices.
+    """
+
+    @jax.custom_jvp
+    def gate(x: Array, solved: Array) -> Array:
+        # Of the lanes that its derivative has.
+        return jnp.where(solved, x, x)
+
+    @gate.defjvp
+    def rule(primals, tangents):
+        x, solved = primals
+        axes = varying((x, solved))
+        return gate(x, solved), gated(vary(tangents[0], axes), vary(solved, axes))
+
+    solved = jax.lax.stop_gradient(solved)
+    return jax.tree.map(lambda x: gate(x, solved), data)
 
 
 def check_derivative(

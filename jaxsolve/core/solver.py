@@ -104,6 +104,11 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
         return None
 
 
+def ended(solved: Bool[Array, ""], stuck: Bool[Array, ""]) -> tuple[Bool[Array, ""], Any]:
+    """The `status` of a method that ends at a solution or gives up."""
+    return solved | stuck, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+
+
 def resumed(kept: PyTree, fresh: PyTree, ended: Bool[Array, ""]) -> PyTree:
     """The state that a method of a set number of steps begins with: the one that it is given, cut
     before its end, or a first one, where that had ended and its point alone is a start."""

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.adjoint import envelope
+from ..core.adjoint import envelope, where_solved
 from ..core.checks import check_shape, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -274,7 +274,11 @@ class Barycentre(AbstractProblem):
 
     def stationary(self, value: Any, solved: Bool[Array, ""]) -> "Couplings":
         trust = lax.stop_gradient(jnp.where(solved, 1, 0).astype(value.potential.dtype))
-        return Couplings(value.problem, value.potential, value.remainder, trust)
+        given = value.problem.measures, value.problem.weights
+        problem = eqx.tree_at(
+            lambda p: (p.measures, p.weights), value.problem, where_solved(given, solved)
+        )
+        return Couplings(problem, value.potential, value.remainder, trust)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         at: Any = guess.primal

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import largest, positive
 from .balancing import accelerated
 from .barycentre import Barycentre, through
@@ -157,8 +157,7 @@ class BregmanProjections(AbstractSolver[Barycentre]):
     def status(
         self, problem: Barycentre, state: BregmanState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
-        done = state.solved | (state.idle >= _PATIENCE)
-        return done, RESULTS.where(state.solved, RESULTS.successful, RESULTS.stalled)
+        return ended(state.solved, state.idle >= _PATIENCE)
 
     def point(self, problem: Barycentre, state: BregmanState) -> Point:
         return Point(state.at)

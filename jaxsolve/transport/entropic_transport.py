@@ -298,10 +298,13 @@ class EntropicTransport(AbstractProblem):
         return Plan(self, value.value, value.remainder)
 
     def stationary(self, value: Any, solved: Bool[Array, ""]) -> "Plan":
+        from ..core.adjoint import where_solved
         from .plan import Plan
 
         trust = lax.stop_gradient(jnp.where(solved, 1, 0).astype(value.potential.dtype))
-        return Plan(value.problem, value.potential, value.remainder, trust)
+        given = where_solved(value.problem.weights, solved)
+        problem = eqx.tree_at(lambda p: (p.a, p.b), value.problem, given)
+        return Plan(problem, value.potential, value.remainder, trust)
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         at: Any = guess.primal

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import largest, positive
 from .balancing import Held, accelerated, newton
 from .entropic_transport import EntropicTransport, Potential
@@ -174,9 +174,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
     def status(
         self, problem: EntropicTransport, state: SinkhornState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
-        stalled = state.idle >= _PATIENCE
-        done = state.solved | stalled
-        return done, RESULTS.where(state.solved, RESULTS.successful, RESULTS.stalled)
+        return ended(state.solved, state.idle >= _PATIENCE)
 
     def point(self, problem: EntropicTransport, state: SinkhornState) -> Point:
         return Point(state.at)

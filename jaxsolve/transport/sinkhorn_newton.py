@@ -29,8 +29,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.checks import check_kind
 from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, identity, largest, matmul, positive
 from .balancing import FACTOR_LIMIT
 from .entropic_transport import EntropicTransport, Potential
@@ -319,9 +319,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
     def status(
         self, problem: EntropicTransport, state: SinkhornNewtonState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
-        stalled = state.idle >= _PATIENCE
-        done = state.solved | stalled
-        return done, RESULTS.where(state.solved, RESULTS.successful, RESULTS.stalled)
+        return ended(state.solved, state.idle >= _PATIENCE)
 
     def point(self, problem: EntropicTransport, state: SinkhornNewtonState) -> Point:
         return Point(Potential(state.g, 0 * state.g))

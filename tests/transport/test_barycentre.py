@@ -116,6 +116,30 @@ def test_a_solution_of_other_weights_is_a_start(x64):
     np.testing.assert_allclose(warm.value.barycentre, cold.value.barycentre, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_without_any_weight_there_is_no_derivative(x64):
+    """Nothing of a linear system is left to say so: it is the value's own derivative that is NaN.
+    The other lane of the batch, and costs that both share, are not touched where it is masked."""
+    z = np.linspace(0, 1, 9)
+    costs = jnp.asarray((z[:, None] - z) ** 2)
+    measures = np.exp(-((z - np.array([[0.3], [0.6]])) ** 2) / 0.02)
+    measures = jnp.asarray(measures / measures.sum(axis=1, keepdims=True))
+
+    def centre(costs, weights):
+        solution = js.solve(js.Barycentre(costs, measures, weights, epsilon=0.3), throw=False)
+        mean = jnp.sum(solution.value.barycentre * jnp.arange(measures.shape[1]))
+        return jnp.where(solution.success, mean, 0), mean
+
+    weights = jnp.array([[0.0, 0.0], [0.3, 0.7]])
+    of = lambda place: jax.vmap(jax.grad(lambda w: centre(costs, w)[place]))(weights)
+    assert jnp.isnan(of(1)[0]).all() and jnp.isfinite(of(1)[1]).all()
+    np.testing.assert_array_equal(of(0)[0], 0)
+    masked = lambda c, w: jax.vmap(lambda w: centre(c, w)[0])(w).sum()
+    both, good = (jax.grad(masked)(costs, w) for w in (weights, weights[1:]))
+    np.testing.assert_allclose(both, good, atol=1e-9)
+    assert jnp.isnan(jax.jacfwd(lambda w: centre(costs, w)[1])(weights[0])).all()
+
+
 @pytest.mark.parametrize(
     "wrong, error, words",
     [

@@ -835,7 +835,8 @@ APPROXIMATE = APPROXIMATE_BILEVEL | {
 }  # fmt: skip
 """Methods which end at no solution of the problem: there is nothing for the contract to hold them
 to (LowRankSinkhorn descends in factors, on an objective that is not convex, by steps that end where
-they no longer pay: its sums are met, and its plan is that of its start). Tested in test_minibatch.py and test_low_rank.py of transport/, smooth/test_sketched.py, and
+they no longer pay: its sums are met, and its plan is that of its start). Tested in
+test_minibatch.py, test_coupling.py and test_low_rank.py of transport/, smooth/test_sketched.py, and
 bilevel/."""
 
 _PRODUCTS = "the precision and dtypes inside its steps are not ours to choose"

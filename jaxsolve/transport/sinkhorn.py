@@ -10,17 +10,19 @@ Anderson's method; where that makes no progress Newton's method takes over (`bal
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float, Int
 
 from ..core.checks import check_kind
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
-from ..core.vectors import largest, positive
-from .balancing import Held, accelerated, newton
+from ..core.vectors import identity, largest, positive
+from .balancing import FACTOR_LIMIT, Held, accelerated, newton
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Scalar
 
@@ -35,6 +37,8 @@ _LEAST_STAGE_ERROR = 1e-6
 `_RETRY` steps without progress at the last epsilon the scaling begins anew, a hundred times more
 exact, down to this."""
 _STAYS = 5.0
+_FACTOR_PRICE = 0.15
+"""Pairs of products that a factorisation takes as long as, over its size."""
 
 
 class SinkhornState(eqx.Module):
@@ -81,6 +85,52 @@ class WeightPreconditioner(AbstractPreconditioner):
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal
         return Point(Potential(at.value / self.share, at.remainder))
+
+    def transpose_solve(self, residual: Point) -> Point:
+        return self.solve(residual)
+
+
+class _FactorPreconditioner(AbstractPreconditioner):
+    """The optimality's Jacobian of sums that are held, factorised where that pays: at small epsilon
+    its diagonal says little.
+
+    Attributes:
+        lower: of its factor over the roots of the shares; of no use unless `factored`.
+    """
+
+    shares: WeightPreconditioner
+    lower: Float[Array, "m m"]
+    factored: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, problem: EntropicTransport, at: Potential, pays: Bool[Array, ""]) -> Self:
+        """Of the plan at a potential."""
+        shares = WeightPreconditioner.of(problem)
+        roots = jnp.sqrt(shares.share)
+
+        def factor() -> Float[Array, "m m"]:
+            a, b = problem.weights
+            sums = problem.sums(at)
+            scaling = jnp.where(sums.rows > 0, sums.rows**2 / positive(a), 0)
+            columns = b * sums.columns / roots
+            matrix = jnp.diag(sums.columns * sums.back * (1 + 10 * jnp.finfo(b.dtype).eps))
+            matrix = matrix - columns[:, None] * sums.kernel.gram(scaling) * columns
+            pull = b / roots
+            matrix = matrix + pull[:, None] * pull / problem.mass
+            return lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+        lower = lax.cond(pays, factor, lambda: identity(roots))
+        return cls(shares, lower, pays & jnp.all(jnp.isfinite(lower)))
+
+    def solve(self, residual: Point) -> Point:
+        at: Any = residual.primal
+        roots = jnp.sqrt(self.shares.share)
+
+        def through() -> Columns:
+            return cho_solve((self.lower, True), at.value / roots) / roots
+
+        value = lax.cond(self.factored, through, lambda: at.value / self.shares.share)
+        return Point(Potential(value, at.remainder))
 
     def transpose_solve(self, residual: Point) -> Point:
         return self.solve(residual)
@@ -181,5 +231,10 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
 
     def preconditioner(
         self, problem: EntropicTransport, state: SinkhornState
-    ) -> WeightPreconditioner:
-        return WeightPreconditioner.of(problem)
+    ) -> AbstractPreconditioner:
+        size = state.at.value.size
+        if not problem.balanced or size > FACTOR_LIMIT:
+            return WeightPreconditioner.of(problem)
+        # Its price is that of so many products; conjugate gradients take no fewer than the solve.
+        pays = state.products > _FACTOR_PRICE * size
+        return _FactorPreconditioner.of(problem, state.at, pays)

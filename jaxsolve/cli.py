@@ -58,6 +58,8 @@ def build() -> Any:
         full: Annotated[bool, typer.Option("--full", help="At full size: takes longer.")] = False,
     ) -> None:
         """Run one, and write its figures, table and plots. Interrupted, it goes on where it was."""
+        import jax
+
         from .experiments import carry_out, experiments
 
         found = experiments()
@@ -66,6 +68,8 @@ def build() -> Any:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             names = ", ".join(found)
             raise typer.BadParameter(f"There is no experiment {name!r}.{hint} There are: {names}.")
+        if found[name].cpu_devices > 1:
+            jax.config.update("jax_num_cpu_devices", found[name].cpu_devices)
         try:
             with _bar(console) as progress:
                 record = carry_out(found[name], out, seed=seed, full=full, progress=progress)

@@ -101,6 +101,7 @@ class Experiment:
         dtype: the precision it computes in; set for the length of a run.
         run: `(settings, run) -> Findings`. Everything random follows from `run.seed`.
         quick, full: settings (a frozen dataclass of numbers) without and with `--full`.
+        cpu_devices: how many the command line divides the CPU into.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Experiment:
     run: Callable[[Any, "Run"], Findings]
     quick: Any
     full: Any
+    cpu_devices: int = 1
 
 
 class Run:

@@ -203,12 +203,7 @@ def method(settings: Settings) -> LVHBA:
 
 
 def devices() -> Mesh:
-    """As many devices as divide the clients: eight on a CPU, unless the process has begun with
-    another number."""
-    try:
-        jax.config.update("jax_num_cpu_devices", CLIENTS)
-    except RuntimeError:
-        pass
+    """As many of the devices as divide the clients."""
     count = max(n for n in (1, 2, 4, CLIENTS) if n <= jax.device_count())
     kinds = (AxisType.Auto,)
     return jax.make_mesh((count,), (AXIS,), devices=jax.devices()[:count], axis_types=kinds)
@@ -352,4 +347,5 @@ EXPERIMENT = Experiment(
     run=run,
     quick=Settings(),
     full=Settings(divisions=20, steps=30_000),
+    cpu_devices=CLIENTS,
 )

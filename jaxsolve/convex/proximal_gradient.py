@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, norm, ravel
 from ..smooth.forms import blur, is_lower, shaper
 from .composite import Composite
@@ -202,7 +202,7 @@ class ProximalGradient(AbstractSolver[Composite]):
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
         stalled = (state.rejections >= _REJECTIONS) | (state.idle >= _PATIENCE)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def point(self, problem: Composite, state: ProximalGradientState) -> Point:
         return Point(state.primal)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
@@ -152,7 +152,7 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
     def status(self, problem: FixedPoint | Root, state: AndersonState, tolerance: Scalar) -> Any:
         solved = self.measure(problem, state) <= tolerance
         stalled = (state.rejections >= _REJECTIONS) | (state.idle >= _PATIENCE)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def full_step(self, problem: FixedPoint | Root, point: Point) -> Point:
         vector = ravel(point.primal)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, identity, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .newton import Newton
@@ -252,7 +252,7 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
         stalled = state.forgotten & (state.rejections >= 2 * _REJECTIONS)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def point(self, problem: Root | FixedPoint, state: BroydenState) -> Point:
         return Point(state.primal)

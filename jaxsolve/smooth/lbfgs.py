@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import dot, finite, largest, matmul, norm, ravel
 from . import line_search
 from .forms import (
@@ -271,7 +271,7 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
         stalled = state.stuck | (state.idle >= _PATIENCE)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def point(self, problem: Minimise | LeastSquares, state: LBFGSState) -> Point:
         return Point(state.primal)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import dot, finite, identity, matmul, ravel
 from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
@@ -241,7 +241,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
         stalled = (state.rejections >= _REJECTIONS) | (state.idle >= _PATIENCE)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def point(self, problem: LeastSquares, state: LevenbergMarquardtState) -> Point:
         return Point(state.primal)

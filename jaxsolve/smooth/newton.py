@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractPreconditioner, AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import finite, identity, largest, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
@@ -164,7 +164,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
         self, problem: Root | FixedPoint, state: NewtonState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
-        return solved | state.stuck, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, state.stuck)
 
     def point(self, problem: Root | FixedPoint, state: NewtonState) -> Point:
         return Point(state.primal)

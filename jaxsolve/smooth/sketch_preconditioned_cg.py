@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ..core.checks import check_kind
 from ..core.problem import AbstractProblem
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, matmul, norm, positive, ravel
 from .affine import Affine, Inverse, Residuals, linear_problem, sketched
 from .forms import Scalar, Vector, gradient_measure, shaper
@@ -174,7 +174,7 @@ class SketchPreconditionedCG(AbstractSolver[LeastSquares]):
         self, problem: LeastSquares, state: SketchPreconditionedCGState, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
         solved = state.fresh & (state.measured <= tolerance)
-        return solved | state.stuck, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, state.stuck)
 
     def point(self, problem: LeastSquares, state: SketchPreconditionedCGState) -> Point:
         return Point(state.primal)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..core.checks import check_kind
-from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solution import Guess, Point
+from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, largest, norm, ravel
 from .forms import (
     Scalar,
@@ -174,7 +174,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
         stalled = (state.rejections >= _REJECTIONS) | (state.idle >= _PATIENCE)
-        return solved | stalled, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, stalled)
 
     def point(self, problem: Minimise | LeastSquares, state: TrustRegionNewtonState) -> Point:
         return Point(state.primal)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_kind, show
+from ..core.checks import check_absent, check_kind, show
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import matmul, positive
@@ -94,10 +94,7 @@ def prepare(
     """The fit that a solver with `components` and `covariance` makes, and where it starts."""
     if not isinstance(problem, SchrodingerBridge):
         return problem.prepare(init)
-    if problem.tau is not None:
-        raise TypeError(
-            f"{type(solver).__name__} cannot honour `tau` of SchrodingerBridge; LightSB can."
-        )
+    check_absent(type(solver).__name__, problem, ("tau",), "LightSB can.")
     fit = problem.fit(solver.covariance)
     if init is None:
         key = jax.random.key(0) if key is None else key

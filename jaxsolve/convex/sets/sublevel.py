@@ -21,7 +21,7 @@ from ...core.checks import check_kind, show
 from ...core.closure import trace
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ...core.solver import AbstractSolver
+from ...core.solver import AbstractSolver, ended
 from ...core.vectors import clean, dot, largest
 from .base import AbstractSet
 
@@ -205,7 +205,7 @@ class SequentialNewton(AbstractSolver[SublevelProjection]):
         self, problem: SublevelProjection, state: State, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
-        return solved | state.stuck, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, state.stuck)
 
     def point(self, problem: SublevelProjection, state: State) -> Point:
         return Point(state.w, Dual(inequality=state.z))

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ...core.checks import check_kind, show
 from ...core.problem import AbstractProblem, Structure
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ...core.solver import AbstractPreconditioner, AbstractSolver
+from ...core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ...core.vectors import dot, finite, largest, matmul
 from .base import AbstractSet, check_init, shaped
 
@@ -263,8 +263,7 @@ class DualNewton(AbstractSolver[TransportProjection]):
         self, problem: TransportProjection, state: State, tolerance: Scalar
     ) -> tuple[Bool[Array, ""], Any]:
         solved = self.measure(problem, state) <= tolerance
-        done = solved | (state.slow > 60)
-        return done, RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
+        return ended(solved, state.slow > 60)
 
     def finish(self, problem: TransportProjection, state: State) -> State:
         # Of the solution's own pattern, for the derivative; and one more step is exact on it.

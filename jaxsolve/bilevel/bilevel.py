@@ -238,8 +238,11 @@ class Bilevel(AbstractProblem):
         pairs = jnp.zeros_like(size)
         if residual.inequality is not None:
             pairs = largest(residual.inequality)
+        # A gradient may be finite where its function is not, as that of log is below 0.
+        good = jnp.isfinite(value) & jnp.isfinite(self.inner(*point.primal))
+        primal = largest((residual.primal, residual.equality))
         judged = Residual(
-            primal=largest((residual.primal, residual.equality)),
+            primal=jnp.where(good, primal, jnp.inf),
             dual=largest((first, system)),
             complementarity=pairs,
             scale=Scale(one, jnp.maximum(one, size), one),
@@ -345,5 +348,13 @@ class Bilevel(AbstractProblem):
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         usable = clean(guess.primal, (self.args, self.upper_set, self.lower_set))
         result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
-        dual = guess.dual if isinstance(guess.dual, BilevelDual) else None
-        return result, Point(guess.primal, dual)
+        return result, Point(guess.primal, self.fitting(guess))
+
+    def fitting(self, guess: Guess) -> BilevelDual | None:
+        """A guess's dual; `None` where it has none, or one of another problem."""
+        x, y = guess.primal
+        equality, inequality = jax.eval_shape(lambda: (self.equality(x, y), self.inequality(x, y)))
+        wanted = BilevelDual(equality, inequality, LowerPoint(y, equality, inequality))
+        form = lambda dual: jax.tree.map(jnp.shape, dual)
+        found = guess.dual
+        return found if isinstance(found, BilevelDual) and form(found) == form(wanted) else None

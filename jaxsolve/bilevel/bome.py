@@ -56,7 +56,7 @@ class BOME(AbstractBilevelLoop):
     inner_steps: int = 10
     steps: int = 1_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> PyTree:
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:
         return None
 
     def rates(self, state: LoopState) -> Rates:

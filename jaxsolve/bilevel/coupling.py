@@ -45,9 +45,13 @@ class AbstractRows(eqx.Module):
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         """The multipliers of h and g of those of these rows."""
 
+    @abc.abstractmethod
+    def scaled(self, values: Vector) -> Vector:
+        """What h and g have in the units of these rows."""
+
     def violation(self, problem: Bilevel, primal: Pair) -> Scalar:
         """By how much the constraints fail at a point, in these units."""
-        values = self(problem, *primal)
+        values = self.scaled(coupling_values(problem, primal))
         inequality = jnp.arange(values.size) >= self.equalities
         return largest(jnp.where(inequality, jnp.maximum(values, 0), values))
 
@@ -87,6 +91,10 @@ class AffineRows(AbstractRows):
     def __call__(self, problem: Bilevel, x: PyTree[Array], y: PyTree[Array]) -> Vector:
         return matmul(self.matrix, ravel((x, y))) - self.offset
 
+    def scaled(self, values: Vector) -> Vector:
+        equality = matmul(values[: self.back.shape[0]], self.back)
+        return jnp.concatenate([equality, values[self.back.shape[0] :] / self.units])
+
     def violation(self, problem: Bilevel, primal: Pair) -> Scalar:
         return jnp.maximum(super().violation(problem, primal), self.conflict)
 
@@ -102,7 +110,10 @@ class SmoothRows(AbstractRows):
     equalities: int = eqx.field(static=True)
 
     def __call__(self, problem: Bilevel, x: PyTree[Array], y: PyTree[Array]) -> Vector:
-        return coupling_values(problem, (x, y)) / self.units
+        return self.scaled(coupling_values(problem, (x, y)))
+
+    def scaled(self, values: Vector) -> Vector:
+        return values / self.units
 
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         own = multiplier / self.units

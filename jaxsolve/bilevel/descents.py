@@ -150,10 +150,10 @@ class Transformation(AbstractDescent[TransformationState]):
     project: Callable[[PyTree], PyTree]
 
     def init(self, x, value, gradient, old):
-        inner = self.transformation.init(x)
         if isinstance(old, TransformationState):
-            inner = old.inner
-        return self._next(inner, x, value, gradient)
+            # It has seen this gradient.
+            return old
+        return self._next(self.transformation.init(x), x, value, gradient)
 
     def trial(self, state):
         return state.trial

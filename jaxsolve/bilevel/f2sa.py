@@ -71,7 +71,7 @@ class F2SA(AbstractBilevelLoop):
     inner_steps: int = 10
     steps: int = 1_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> Memory:
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> Memory:
         dtype = jnp.result_type(*jax.tree.leaves(primal))
         return Memory(primal[1], jnp.asarray(self.penalty, dtype))
 

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached, Unrolled
 from ..core.checks import check_absent
@@ -34,7 +34,7 @@ from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Solution
 from ..core.solve import default_tolerance, solve
 from ..core.solver import AbstractSolver, as_solver
-from ..core.vectors import dot, largest, norm, positive, ravel
+from ..core.vectors import dot, finite, identity, largest, norm, positive, ravel
 from ..smooth.broyden import Broyden
 from ..smooth.newton import Newton
 from .bilevel import COUPLING, Bilevel, BilevelDual, LowerPoint
@@ -56,7 +56,8 @@ class Evaluation(eqx.Module):
         value: L, which is F where y solves the lower level.
         gradient: the hypergradient.
         measure: the largest relative residual, that of the stationarity of x included.
-        bends: v'Hv / |v|^2: negative where the lower level is at no minimum (0 if not known).
+        bends: v'Hv / |v|^2, and -1 where the matrix H has been formed and has a negative
+            eigenvalue: negative where the lower level is at no minimum (0 if not known).
     """
 
     x: PyTree[Array]
@@ -221,6 +222,10 @@ class Hypergradients(eqx.Module):
             begin = ravel(start)
             left = -slope - product(begin)
         method = self._method(problem, x, lower, tolerance * norm(slope) / positive(norm(left)))
+        bent = jnp.zeros((), bool)
+        if method is None and smooth and y.size <= _SMALL:
+            operator, matrix = operator.materialised(left)
+            bent = _indefinite(matrix)
         if method is None:
             change = checked(None, operator, left).x
         else:
@@ -230,7 +235,8 @@ class Hypergradients(eqx.Module):
         # Of an approximate inverse, and where y is at a bound, this is no curvature.
         plain = self.exact and smooth
         blur = jnp.finfo(v.dtype).eps ** 0.5 * norm(slope) / positive(norm(v))
-        return unravel(v), jnp.where(plain & (bends < -blur), bends, jnp.maximum(bends, 0))
+        bends = jnp.where(plain & (bends < -blur), bends, jnp.maximum(bends, 0))
+        return unravel(v), jnp.where(bent, -1.0, bends)
 
     def _method(self, problem, x, lower: Solution, rtol: Scalar) -> AbstractLinearSolver | None:
         method = self.linear_solver
@@ -250,6 +256,13 @@ class Hypergradients(eqx.Module):
             return None
         _, unravel = ravel_pytree(lower.value)
         return lambda r: ravel(found.solve(Point(unravel(r))).primal)
+
+
+def _indefinite(matrix: Float[Array, "m m"]) -> Bool[Array, ""]:
+    """Whether a symmetric matrix has an eigenvalue below 0, by more than rounding."""
+    shift = jnp.finfo(matrix.dtype).eps ** 0.5 * largest(matrix)
+    factor = jnp.linalg.cholesky(matrix + shift * identity(matrix[0]))
+    return finite(matrix) & ~finite(factor)
 
 
 def _stationarity(problem: Bilevel, x: PyTree, lower: Solution, gradient: PyTree) -> Scalar:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int
 from ..core.adjoint import AbstractAdjoint, OneStep, Unrolled
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
+from ..core.vectors import ravel
 from ..smooth.lbfgs import LBFGS
 from .bilevel import Bilevel, BilevelDual, LowerPoint
 from .descents import AbstractDescent, ProjectedSpectral, QuasiNewton, Transformation
@@ -37,6 +38,8 @@ _PATIENCE = 100
 _FORCING = 0.02
 """Tolerance of a lower solve, in terms of the last step's residual."""
 _LOOSEST = 1e-3
+_REJECTIONS = 3
+"""Trials in a row that lower no value, after which the value itself is looked at."""
 
 
 class HypergradientDescentState(eqx.Module):
@@ -49,6 +52,8 @@ class HypergradientDescentState(eqx.Module):
         best: the smallest residual so far.
         idle: steps since it last fell.
         stuck: no step lowers the value.
+        rejections: trials since the last accepted one.
+        loose: whether the accepted point's lower level could have been solved better.
     """
 
     at: Evaluation
@@ -57,6 +62,8 @@ class HypergradientDescentState(eqx.Module):
     best: Scalar
     idle: Int[Array, ""]
     stuck: Bool[Array, ""]
+    rejections: Int[Array, ""]
+    loose: Bool[Array, ""]
 
 
 class HypergradientDescent(AbstractSolver[Bilevel]):
@@ -120,8 +127,9 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
         assert guess.tolerance is not None
         old = guess.state if isinstance(guess.state, HypergradientDescentState) else None
         adjoint = jax.tree.map(jnp.zeros_like, y)
-        if isinstance(guess.dual, BilevelDual):
-            adjoint = guess.dual.adjoint.primal
+        known = problem.fitting(guess)
+        if known is not None:
+            adjoint = known.adjoint.primal
         tolerance = jnp.maximum(guess.tolerance, _LOOSEST)
         at = self._hypergradients.evaluate(
             problem, x, y if old is None else old.at.lower, adjoint, tolerance
@@ -134,28 +142,46 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
             best=at.measure,
             idle=jnp.zeros_like(at.value, jnp.int32),
             stuck=at.value != at.value,
+            rejections=jnp.zeros_like(at.value, jnp.int32),
+            loose=tolerance > self._tightest(guess.tolerance),
         )
 
     def step(self, problem: Bilevel, state: HypergradientDescentState) -> HypergradientDescentState:
         descent, at = self._descent(problem), state.at
-        x = descent.trial(state.descent)
-        tolerance = jnp.clip(_FORCING * at.measure, 0.1 * state.goal, _LOOSEST)
+        # A value that is too low, of a lower level that was not solved well, cannot be undercut; a
+        # gradient that is too small leads nowhere.
+        trial = descent.trial(state.descent)
+        there = jnp.all(ravel(trial) == ravel(at.x))
+        again = state.loose & (there | (state.rejections >= _REJECTIONS))
+        x = jax.tree.map(lambda o, n: jnp.where(again, o, n), at.x, trial)
+        tightest = self._tightest(state.goal)
+        loosest = jnp.where(again, tightest, jnp.maximum(_LOOSEST, tightest))
+        tolerance = jnp.clip(_FORCING * at.measure, tightest, loosest)
         new = self._hypergradients.evaluate(problem, x, at.lower, at.adjoint, tolerance)
         solved = new.lower.stats.residual.within(jnp.maximum(10 * tolerance, state.goal))
         value = jnp.where(solved, new.value, jnp.nan)
         moved = descent.move(state.descent, x, value, new.gradient)
-        at = jax.tree.map(
-            lambda n, o: jnp.where(moved.accepted, n, o) if eqx.is_array(n) else n, new, at
-        )
+        begun = descent.init(x, new.value, new.gradient, state.descent)
+        rule = jax.tree.map(lambda n, m: jnp.where(again, n, m), begun, moved.state)
+        taken = moved.accepted | again
+        at = jax.tree.map(lambda n, o: jnp.where(taken, n, o) if eqx.is_array(n) else n, new, at)
         nearer = at.measure < 0.9 * state.best
+        loose = jnp.where(taken, tolerance > tightest, state.loose)
         return HypergradientDescentState(
             at=at,
-            descent=moved.state,
+            descent=rule,
             goal=state.goal,
             best=jnp.where(nearer, at.measure, state.best),
             idle=jnp.where(nearer, 0, state.idle + 1),
-            stuck=moved.stuck,
+            stuck=moved.stuck & ~loose & ~again,
+            rejections=jnp.where(
+                taken, 0, jnp.where(moved.stuck, _REJECTIONS, state.rejections + 1)
+            ),
+            loose=loose,
         )
+
+    def _tightest(self, goal: Scalar) -> Scalar:
+        return 0.1 * goal
 
     def measure(self, problem: Bilevel, state: HypergradientDescentState) -> Scalar:
         return state.at.measure

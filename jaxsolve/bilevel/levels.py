@@ -43,7 +43,10 @@ class GradientAt(eqx.Module):
     fn: Callable
 
     def __call__(self, y: PyTree[Array], data: PyTree) -> PyTree[Array]:
-        return jax.grad(LowerAt(self.fn))(y, data)
+        value, gradient = jax.value_and_grad(LowerAt(self.fn))(y, data)
+        # A gradient may be finite where its function is not, as that of log is below 0.
+        good = jnp.isfinite(value)
+        return jax.tree.map(lambda g: jnp.where(good, g, jnp.nan), gradient)
 
 
 def arrays_of(name: str, init: PyTree | None) -> Pair:

@@ -92,8 +92,8 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
                 raise ValueError(f"{kind}: `{name}` must be positive; got {value}.")
 
     @abc.abstractmethod
-    def start(self, problem: Bilevel, primal: Pair) -> PyTree:
-        """The method's first memory."""
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:
+        """The method's first memory; `adjoint` is a guess of v."""
 
     @abc.abstractmethod
     def move(self, problem: Bilevel, state: LoopState, rates: Rates, key: Array) -> Move:
@@ -112,9 +112,13 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
     def init(self, problem: Bilevel, guess: Guess) -> LoopState:
         x, y = guess.primal
         dtype = jnp.result_type(*jax.tree.leaves((x, y)))
+        adjoint = jax.tree.map(jnp.zeros_like, y)
+        known = problem.fitting(guess)
+        if known is not None:
+            adjoint = known.adjoint.primal
         fresh = LoopState(
             primal=(problem.into_upper(x), y),
-            memory=self.start(problem, guess.primal),
+            memory=self.start(problem, guess.primal, adjoint),
             gradient=jax.tree.map(jnp.zeros_like, x),
             measure=jnp.ones((), dtype),
             key=first_key(guess.key),

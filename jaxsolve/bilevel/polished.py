@@ -29,7 +29,7 @@ from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import finite, norm
-from .bilevel import Bilevel, BilevelDual, LowerPoint
+from .bilevel import Bilevel, LowerPoint
 from .value_function import AbstractValueFunction, ValueFunctionState
 
 Vector = Float[Array, " n"]
@@ -102,14 +102,17 @@ class Polished(AbstractSolver[Bilevel]):
             guess = eqx.tree_at(lambda g: g.state, guess, kept.inner, is_leaf=lambda x: x is None)
         inner = self.solver.init(problem, guess)
         earlier, weight = self._snapshot(problem, inner)
+        form = lambda point: jax.tree.map(jnp.shape, point)
+        resumes = isinstance(kept, PolishedState) and form(kept.earlier) == form(earlier)
         shapes = jax.eval_shape(self.solver.point, problem, inner)
         found = jax.tree.map(lambda x: jnp.zeros_like(weight, x.dtype, shape=x.shape), shapes)
-        if isinstance(kept, PolishedState):
+        if resumes:
             earlier, weight = kept.earlier, kept.weight
         settled = jnp.zeros_like(weight, bool)
-        if isinstance(guess.dual, BilevelDual):
+        known = problem.fitting(guess)
+        if known is not None:
             assert guess.tolerance is not None
-            found = Point(guess.primal, guess.dual)
+            found = Point(guess.primal, known)
             settled = problem.residual(found).within(guess.tolerance)
         return PolishedState(inner, earlier, weight, found, settled)
 

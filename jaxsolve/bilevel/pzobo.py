@@ -51,7 +51,7 @@ class PZOBO(AbstractBilevelLoop):
     inner_steps: int = 10
     steps: int = 1_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> PyTree:
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:
         return None
 
     def move(self, problem: Bilevel, state: LoopState, rates: Rates, key: Array) -> Move:

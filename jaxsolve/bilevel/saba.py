@@ -84,9 +84,8 @@ class SABA(AbstractBilevelLoop):
     lower_step_size: float | Float[Array, ""] = 0.1
     steps: int = 10_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> Memory:
-        x, y = primal
-        v = jax.tree.map(jnp.zeros_like, y)
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> Memory:
+        (x, y), v = primal, adjoint
         if not isinstance(problem, SampledBilevel):
             return Memory(v, None, None)
         upper = lambda i: problem.on_block(0, i, lambda p: upper_pieces(p, x, y))

@@ -10,8 +10,6 @@ same in all its pieces,
 Dagreou, Ablin, Vaiter and Moreau (2022). The three directions are formed before anything moves.
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ..core.solution import Point
@@ -48,8 +46,8 @@ class SOBA(AbstractBilevelLoop):
     decay: float = 0.5
     steps: int = 10_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, primal[1])
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:
+        return adjoint
 
     def rates(self, state: LoopState) -> Rates:
         return fallen(super().rates(state), state, self.decay, self.decay)

@@ -48,7 +48,7 @@ class StocBiO(AbstractBilevelLoop):
     neumann_terms: int = 10
     steps: int = 1_000
 
-    def start(self, problem: Bilevel, primal: Pair) -> PyTree:
+    def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:
         return None
 
     def move(self, problem: Bilevel, state: LoopState, rates: Rates, key: Array) -> Move:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_positive
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, ravel
@@ -135,6 +135,9 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
 
     step_limit: ClassVar[int] = 2**31 - 1
 
+    def __check_init__(self) -> None:
+        check_positive(type(self).__name__, **vars(self))
+
     def refuse(self, problem: Bilevel) -> None:
         check_kind(self, problem, Bilevel)
 
@@ -153,14 +156,15 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         rows, region = self.constraints(problem, guess.primal)
         found = guess.state
         primal = guess.primal
-        if isinstance(found, ValueFunctionState):
-            end = self.steps * (found.count // self.steps + 1)
-            return replace(found, primal=primal, rows=rows, region=region, end=end)
         both = ravel(primal)
         multiplier = None
         if rows is not None:
             shapes = jax.eval_shape(lambda: rows(problem, *primal))
             multiplier = jnp.zeros_like(both, shape=shapes.shape) + 0 * both[0]
+        form = lambda part: jax.tree.map(jnp.shape, part)
+        if isinstance(found, ValueFunctionState) and form(found.multiplier) == form(multiplier):
+            end = self.steps * (found.count // self.steps + 1)
+            return replace(found, primal=primal, rows=rows, region=region, end=end)
         infinite = jnp.full_like(both[0], jnp.inf)
         state = ValueFunctionState(
             primal=primal,

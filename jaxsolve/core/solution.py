@@ -36,8 +36,9 @@ class RESULTS(eqx.Enumeration):
         "descent, checked against the data."
     )
     nonconvex = (
-        "The problem was stated as convex but is not: the quadratic form has a direction of "
-        "negative curvature. Use `NonlinearProgram`, or project P on the semidefinite cone."
+        "The problem, or its lower level, must be convex but has a direction of negative curvature "
+        "at the point that was found. Of a quadratic program, project P on the semidefinite cone; "
+        "of a lower level, begin nearer to a minimum, or add to its curvature."
     )
     nonfinite_input = (
         "The problem's data or the initial point holds NaN or Inf (only bounds may be infinite). "

@@ -152,7 +152,9 @@ class Minimise(AbstractSmooth):
         return Point(jax.grad(self)(point.primal))
 
     def residual(self, point: Point) -> Residual:
-        return _dual(largest(self.optimality(point).primal))
+        value, gradient = jax.value_and_grad(self)(point.primal)
+        # A gradient may be finite where its function is not, as that of log is below 0.
+        return _dual(jnp.where(jnp.isfinite(value), largest(gradient), jnp.inf))
 
     def default_solver(self) -> "AbstractSolver":
         from .lbfgs import LBFGS

@@ -1,0 +1,145 @@
+"""What must not be called solved, and starts that come from other solves."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsolve as js
+
+
+def pair():
+    return jnp.zeros(2), jnp.zeros(2)
+
+
+def near(x, y, args):
+    return jnp.sum((y - 1) ** 2 + x**2)
+
+
+def follow(x, y, args):
+    return jnp.sum((y - x) ** 2)
+
+
+def barrier(x, y, args):
+    return 0.5 * y**2 - jnp.log(y - 1) - x * y
+
+
+def row(x, y, args):
+    return jnp.stack([x[0] + y[0] - 1])
+
+
+def test_newtons_method_stays_where_the_lower_level_is_finite(x64):
+    """y - 1 / (y - 1) = x: with grad F = 0 along it, by scipy's scalar minimiser."""
+    from scipy.optimize import minimize_scalar
+
+    def reduced(x):
+        y = (x + 1 + np.sqrt((x + 1) ** 2 - 4 * (x - 1))) / 2
+        return (y - 1.5) ** 2 + 0.1 * x**2
+
+    best = minimize_scalar(reduced, bounds=(-2, 2), method="bounded", options={"xatol": 1e-10}).x
+    problem = js.Bilevel(lambda x, y, args: (y - 1.5) ** 2 + 0.1 * x**2, barrier)
+    for solver in (None, js.HypergradientDescent(lower_solver=js.LBFGS())):
+        x, y = js.solve(problem, solver, (0.0, 5.0)).value
+        assert y > 1
+        np.testing.assert_allclose(x, best, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", ["upper", "lower"])
+def test_a_level_that_is_nan_is_not_solved(level):
+    """The gradient of log(a) in x and y is 0, whatever a is."""
+    nan = {level: lambda x, y, args: (near if level == "upper" else follow)(x, y, args)
+           + jnp.log(args)}  # fmt: skip
+    levels = {"upper": near, "lower": follow} | nan
+    problem = js.Bilevel(levels["upper"], levels["lower"], jnp.array(-1.0))
+    found = js.solve(problem, init=pair(), throw=False)
+    assert found.result not in (js.RESULTS.successful, js.RESULTS.approximate)
+
+
+def test_a_function_that_is_nan_is_not_minimised():
+    problem = js.Minimise(lambda y, a: jnp.sum(y**2) + jnp.log(a), jnp.array(-1.0))
+    found = js.solve(problem, init=jnp.zeros(2), throw=False)
+    assert found.result not in (js.RESULTS.successful, js.RESULTS.approximate)
+
+
+def test_a_lower_level_at_a_saddle_is_nonconvex(x64):
+    """cos y1 + cos y2 at (pi, 0): the adjoint has no part along y2."""
+    problem = js.Bilevel(
+        lambda x, y, args: jnp.sum((y[0] - 3) ** 2) + jnp.sum(x**2),
+        lambda x, y, args: jnp.sum(jnp.cos(y)) + 0.1 * x[0] * y[0],
+    )
+    init = jnp.zeros(1), jnp.array([3.1, 0.0])
+    found = js.solve(problem, init=init, throw=False)
+    assert found.result == js.RESULTS.nonconvex
+
+
+def test_a_value_that_was_too_low_is_looked_at_again(x64):
+    """F(x, y(x)) = 0 at x = y(x), found with a lower level that was not solved well."""
+    quartic = lambda x, y, args: jnp.sum(0.5 * (y - 1) ** 2 + 0.25 * y**4) + 0 * jnp.sum(x)
+    problem = js.Bilevel(follow, quartic)
+    x, y = js.solve(problem, init=(jnp.zeros(3), jnp.array([5.0, 4.0, -3.0]))).value
+    root = np.roots([1, 0, 1, -1])
+    np.testing.assert_allclose(x, root[np.isreal(root)].real[0] * np.ones(3), atol=1e-7)
+
+
+def test_a_step_function_is_no_affine_constraint():
+    """Its derivative does not depend on the point either; y - 0.6 <= 0 after rounding."""
+    problem = js.Bilevel(
+        lambda x, y, args: jnp.sum((y - 2) ** 2 + x**2),
+        lambda x, y, args: jnp.sum((y - 2) ** 2) + 0 * jnp.sum(x),
+        coupling=lambda x, y, args: jnp.round(y) - 0.6,
+    )
+    found = js.solve(problem, js.LVHBA(), pair(), throw=False)
+    assert found.result == js.RESULTS.stalled
+
+
+def test_starts_from_solutions_of_other_problems(x64):
+    plain = js.Bilevel(near, follow)
+    rows = {f: js.Bilevel(near, follow, **{f: row}) for f in ("coupling", "coupling_equality")}
+    polished = js.Polished(js.LVHBA(steps=500))
+    free = js.solve(plain, init=pair())
+    bound = js.solve(rows["coupling"], polished, pair())
+    again = js.solve(rows["coupling"], polished, free)
+    np.testing.assert_allclose(again.value[1], bound.value[1], atol=1e-7)
+    equal = js.solve(rows["coupling_equality"], polished, bound)
+    x, y = equal.value
+    np.testing.assert_allclose(x[0] + y[0], 1, atol=1e-8)
+    for solver in (js.Polished(js.MEHA(steps=500)), js.HypergradientDescent()):
+        found = js.solve(plain, solver, bound)
+        np.testing.assert_allclose(found.value[0], free.value[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimiser", [optax.adam(0.1), optax.sgd(0.05, momentum=0.9)], ids=["adam", "sgd"]
+)
+def test_an_optax_descent_goes_on_where_it_was_cut(x64, optimiser):
+    solver = js.HypergradientDescent(optimiser=optimiser)
+    problem = js.Bilevel(near, follow)
+    cut = lambda init, steps: js.solve(problem, solver, init, max_steps=steps, throw=False)
+    whole, part = cut(pair(), 6), cut(pair(), 2)
+    for _ in range(2):
+        part = cut(part, 2)
+    np.testing.assert_allclose(part.value[0], whole.value[0], rtol=1e-12)
+
+
+def test_saba_stays_at_its_solution(x64):
+    data = jnp.linspace(0.0, 1.0, 12)[:, None] * jnp.ones(2)
+    problem = js.StochasticBilevel(
+        lambda x, y, batch, args: jnp.mean((y - batch) ** 2) + 0.1 * jnp.sum((x - 1) ** 2),
+        lambda x, y, batch, args: jnp.mean((y - x + 0.1 * batch) ** 2),
+        data,
+        data,
+        batch_size=4,
+    )
+    found = js.solve(problem, js.SABA(0.1, 0.2, steps=5000), pair())
+    assert found.success
+    again = js.solve(problem, js.SABA(0.1, 0.2, steps=5000), found)
+    assert again.success and again.stats.steps <= 2
+    np.testing.assert_allclose(again.value[0], found.value[0], atol=1e-6)
+
+
+@pytest.mark.fast
+def test_settings_must_be_positive():
+    for kind in (js.LVHBA, js.BiCGAFFA, js.MEHA):
+        for name in ("step_size", "gamma1", "steps"):
+            with pytest.raises(ValueError, match=f"{kind.__name__}: `{name}` must be positive"):
+                kind(**{name: 0})

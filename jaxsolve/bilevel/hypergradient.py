@@ -251,7 +251,11 @@ class Hypergradients(eqx.Module):
         if problem.lower_set is not None:
             return None
         inner, method = self._stated(problem, x, lower.value)
-        found = method.preconditioner(inner, lower.state)
+        if self.linear_solver is not None and not isinstance(method, Newton):
+            # Factors make one step of many. Quasi-Newton pairs may be none yet, and cost as much as
+            # a product of a large sparse matrix.
+            return None
+        found = method.preconditioner(inner, lower.state)  # pyright: ignore[reportArgumentType]
         if found is None:
             return None
         _, unravel = ravel_pytree(lower.value)

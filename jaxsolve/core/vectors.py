@@ -71,12 +71,15 @@ def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def finite(*arrays: PyTree[Array]) -> Array:
     """Whether all entries of all arrays are finite."""
-    # On CPUs a maximum is found three times as fast as whether any entry of a mask is set.
     return largest(jax.lax.stop_gradient(arrays)) < jnp.inf
 
 
 def clean(point: PyTree[Array], data: PyTree) -> Bool[Array, ""]:
     """Whether a starting point is finite and the data it goes with hold no NaN; Inf may be meant in
     them (a bound, a mask of logits)."""
-    numbers = jax.tree.leaves(eqx.filter(data, eqx.is_inexact_array))
-    return finite(point, [jnp.where(jnp.isnan(x), jnp.inf, jnp.zeros_like(x)) for x in numbers])
+    usable = finite(point)
+    for x in jax.tree.leaves(eqx.filter(data, eqx.is_inexact_array)):
+        # No sum of squares is NaN unless an entry is. On CPUs it is found three times as fast as
+        # whether any entry of a mask is set.
+        usable = usable & ~jnp.isnan(jnp.sum(jnp.abs(jax.lax.stop_gradient(x)) ** 2))
+    return usable

@@ -39,6 +39,7 @@ from ..smooth.broyden import Broyden
 from ..smooth.newton import Newton
 from .bilevel import COUPLING, Bilevel, BilevelDual, LowerPoint
 from .fisher import MFACInverse
+from .stochastic import StochasticBilevel
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " m"]
@@ -99,6 +100,8 @@ def hypergradient(
     Returns:
         The `Evaluation`; nothing of it is differentiated.
     """
+    if not isinstance(problem, Bilevel | StochasticBilevel):
+        check_uncoupled("hypergradient", problem)
     found, (x, y) = problem.prepare(init)
     check_uncoupled("hypergradient", found)
     if linear_solver is not None:

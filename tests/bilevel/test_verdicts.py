@@ -143,3 +143,9 @@ def test_settings_must_be_positive():
         for name in ("step_size", "gamma1", "steps"):
             with pytest.raises(ValueError, match=f"{kind.__name__}: `{name}` must be positive"):
                 kind(**{name: 0})
+
+
+@pytest.mark.fast
+def test_hypergradients_are_of_bilevel_problems():
+    with pytest.raises(TypeError, match="hypergradient takes a Bilevel, not Minimise"):
+        js.hypergradient(js.Minimise(lambda y, args: jnp.sum(y**2)), pair())

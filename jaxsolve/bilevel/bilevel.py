@@ -36,7 +36,7 @@ from ..core.closure import open_function, restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
-from ..core.vectors import clean, inner, largest, ravel
+from ..core.vectors import clean, inner, largest, ravel, same_shapes
 from ..smooth.problems import Minimise, Root
 from .levels import (
     GradientAt,
@@ -355,6 +355,5 @@ class Bilevel(AbstractProblem):
         x, y = guess.primal
         equality, inequality = jax.eval_shape(lambda: (self.equality(x, y), self.inequality(x, y)))
         wanted = BilevelDual(equality, inequality, LowerPoint(y, equality, inequality))
-        form = lambda dual: jax.tree.map(jnp.shape, dual)
         found = guess.dual
-        return found if isinstance(found, BilevelDual) and form(found) == form(wanted) else None
+        return found if isinstance(found, BilevelDual) and same_shapes(found, wanted) else None

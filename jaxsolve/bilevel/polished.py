@@ -28,7 +28,7 @@ from ..core.loop import Program, run
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import finite, norm
+from ..core.vectors import finite, norm, same_shapes
 from .bilevel import Bilevel, LowerPoint
 from .value_function import AbstractValueFunction, ValueFunctionState
 
@@ -102,8 +102,7 @@ class Polished(AbstractSolver[Bilevel]):
             guess = eqx.tree_at(lambda g: g.state, guess, kept.inner, is_leaf=lambda x: x is None)
         inner = self.solver.init(problem, guess)
         earlier, weight = self._snapshot(problem, inner)
-        form = lambda point: jax.tree.map(jnp.shape, point)
-        resumes = isinstance(kept, PolishedState) and form(kept.earlier) == form(earlier)
+        resumes = isinstance(kept, PolishedState) and same_shapes(kept.earlier, earlier)
         shapes = jax.eval_shape(self.solver.point, problem, inner)
         found = jax.tree.map(lambda x: jnp.zeros_like(weight, x.dtype, shape=x.shape), shapes)
         if resumes:

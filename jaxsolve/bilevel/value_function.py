@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..core.checks import check_kind, check_positive
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.vectors import dot, largest, ravel
+from ..core.vectors import dot, largest, ravel, same_shapes
 from ..smooth.forms import shaper
 from .bilevel import Bilevel, LowerPoint, Pair
 from .coupling import AbstractRows
@@ -161,8 +161,7 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         if rows is not None:
             shapes = jax.eval_shape(lambda: rows(problem, *primal))
             multiplier = jnp.zeros_like(both, shape=shapes.shape) + 0 * both[0]
-        form = lambda part: jax.tree.map(jnp.shape, part)
-        if isinstance(found, ValueFunctionState) and form(found.multiplier) == form(multiplier):
+        if isinstance(found, ValueFunctionState) and same_shapes(found.multiplier, multiplier):
             end = self.steps * (found.count // self.steps + 1)
             return replace(found, primal=primal, rows=rows, region=region, end=end)
         infinite = jnp.full_like(both[0], jnp.inf)

@@ -69,6 +69,12 @@ def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(a > 0, a, jnp.ones_like(a))
 
 
+def same_shapes(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees have the same structure and, leaf by leaf, shapes."""
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    return shapes(a) == shapes(b)
+
+
 def finite(*arrays: PyTree[Array]) -> Array:
     """Whether all entries of all arrays are finite."""
     return largest(jax.lax.stop_gradient(arrays)) < jnp.inf

@@ -273,7 +273,7 @@ def newton(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chu
         if held.problem.balanced:
             matrix = matrix + pull[:, None] * pull
         lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
-        return jnp.where(jnp.all(jnp.isfinite(lower)), lower, identity(log))
+        return jnp.where(finite(lower), lower, identity(log))
 
     def evaluated(log, count, turns) -> _Newton:
         found, back = held.sweep(log)

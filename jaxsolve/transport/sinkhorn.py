@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.checks import check_kind
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
-from ..core.vectors import identity, largest, positive
+from ..core.vectors import finite, identity, largest, positive
 from .balancing import FACTOR_LIMIT, Held, accelerated, newton
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Scalar
@@ -120,7 +120,7 @@ class _FactorPreconditioner(AbstractPreconditioner):
             return lax.linalg.cholesky(matrix, symmetrize_input=False)
 
         lower = lax.cond(pays, factor, lambda: identity(roots))
-        return cls(shares, lower, pays & jnp.all(jnp.isfinite(lower)))
+        return cls(shares, lower, pays & finite(lower))
 
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal

@@ -31,7 +31,7 @@ from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
-from ..core.vectors import dot, identity, largest, matmul, positive
+from ..core.vectors import dot, finite, identity, largest, matmul, positive
 from .balancing import FACTOR_LIMIT
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Rows, Scalar
@@ -197,11 +197,11 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
 
         met = error <= jnp.where(last, state.tolerance, _STAGE_ERROR)
         idle = jnp.where(cold | (error < 0.9 * state.best), 0, state.idle + 1)
-        largest = _LARGEST * problem.geometry.spread()
+        highest = _LARGEST * problem.geometry.spread()
         # An error of rounding's size is no matter of where the steps began.
         rough = error > jnp.sqrt(jnp.finfo(error.dtype).eps)
-        anew = (idle >= _RETRY) & ~met & rough & (state.first < largest)
-        first = jnp.where(anew, jnp.minimum(_GROWTH * state.first, largest), state.first)
+        anew = (idle >= _RETRY) & ~met & rough & (state.first < highest)
+        first = jnp.where(anew, jnp.minimum(_GROWTH * state.first, highest), state.first)
         smaller = jnp.maximum(state.epsilon / 2, problem.epsilon)
         epsilon = jnp.where(met & ~last, smaller, jnp.where(anew, first, state.epsilon))
         other = (met & ~last) | anew
@@ -251,7 +251,7 @@ class SinkhornNewton(AbstractSolver[EntropicTransport]):
             matrix = jnp.diag(columns / root**2 + ridge) - matmul(scaled.T, scaled)
             matrix = matrix + (pull / root)[:, None] * (pull / root)
             lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
-            return jnp.where(jnp.all(jnp.isfinite(lower)), lower, identity(root))
+            return jnp.where(finite(lower), lower, identity(root))
 
         def precondition(x: Columns) -> Columns:
             return jax.scipy.linalg.cho_solve((lower, True), x / root) / root

@@ -46,8 +46,12 @@ class Lockstep(AbstractLanes):
     """
 
 
-# Slots at least, at most, and bytes to aim at.
-_BUDGETS = {"cpu": (16, 128, 2**18), "gpu": (256, 8192, 2**28), "tpu": (256, 8192, 2**26)}
+# Slots at most and bytes to aim at; slots for which more bytes pay, and how many.
+_BUDGETS = {
+    "cpu": (128, 2**18, 16, 2**21),
+    "gpu": (8192, 2**28, 256, 2**31),
+    "tpu": (8192, 2**26, 256, 2**29),
+}
 
 
 class Batch:
@@ -65,18 +69,19 @@ class Batch:
         """Slots: as many lanes as stay near the cache, or fill the accelerator."""
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
-        low, high, budget = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
-        if self.call.program.nested:
-            # All wait for the longest loop inside: many pay only where a lane is small.
-            low = 1
+        high, budget, few, most = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
         own = [
             math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
             for x, has in zip(self.operands, self.axes, strict=True)
             if any(has)
         ]
         carried = [math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.carry)]
-        fitting = max(budget // max(sum(own) + sum(carried), 1), 1)
-        widest = min(high, max(low, 2 ** int(math.log2(fitting))))
+        lane = max(sum(own) + sum(carried), 1)
+        fitting = max(budget // lane, 1)
+        if not self.call.program.nested:
+            # Where the step holds a loop all wait for the longest: many pay only if they are small.
+            fitting = max(fitting, min(few, most // lane))
+        widest = min(high, 2 ** int(math.log2(fitting)))
         if self.size <= widest:
             return self.size
         # Half as wide where lanes wait: 1.5 times faster at 512 lanes, the same at 4096.

@@ -122,7 +122,11 @@ class Implicit(AbstractAdjoint):
             # NaN in a refused lane's data must not reach others through data that they share.
             clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
-            push_data, push_point = _partials(lambda d, p: system(fixed, d, p), clean, place)
+
+            def conditions(data: PyTree, point: Point) -> Point:
+                return _plus(system(fixed, data, point), failure(data, solved))
+
+            push_data, push_point = _partials(conditions, clean, place)
             # In a shard_map `clean` varies with `solved`, where shared data do not.
             moved = jax.tree.map(lambda t, c: vary(t, varying(c)), tangents[0], clean)
             tangent = solve_checked(
@@ -158,6 +162,8 @@ class OneStep(AbstractAdjoint):
         _on_device(solver, "OneStep")
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
         stepped = solver.full_step(problem, outcome.point)
+        data = eqx.filter(problem, eqx.is_inexact_array)
+        stepped = _plus(stepped, failure(data, outcome.solved))
         return outcome, _guarded(outcome.point, stepped, outcome.solved)
 
 
@@ -232,12 +238,61 @@ def envelope(
         value = at(data, point, solved)
         # Of a refused lane too, so that its NaN do not reach what it shares with others.
         clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, point))
-        moved = jax.jvp(lambda d: fn(clean[1], d), (clean[0],), (tangents[0],))[1]
-        # A factor, not a choice: the transpose of a choice of NaN is 0.
-        trusted = jnp.where(solved, 1.0, jnp.nan).astype(moved.dtype)
-        return value, trusted * moved
+
+        def held(data: PyTree[Array]) -> Float[Array, ""]:
+            return _plus(fn(clean[1], data), failure(data, solved))
+
+        moved = jax.jvp(held, (clean[0],), (tangents[0],))[1]
+        axes = varying((moved, solved))
+        return value, gated(vary(moved, axes), vary(solved, axes))
 
     return at(data, point, solved)
+
+
+def failure(data: PyTree[Array], solved: Bool[Array, ""]) -> Float[Array, ""] | float:
+    """0, to be added to what is made of the data: where not `solved`, that is the way by which NaN
+    gets past all that stops a derivative in between (a clipped entry, a projection).
+
+    Forwards its derivative is NaN where any of the data moves; backwards, where what comes is NaN,
+    it is NaN in all of the data. At any order; nothing moves: 0.
+    """
+    if not jax.tree.leaves(data):
+        return 0.0
+    dtype = jnp.result_type(*jax.tree.leaves(data))
+    solved = jax.lax.stop_gradient(solved)
+    axes = varying((data, solved))
+
+    def moving(x: Array) -> Float[Array, ""]:
+        marks = jax.lax.custom_linear_solve(
+            lambda v: v,
+            x,
+            solve=lambda _, v: (v != 0).astype(v.dtype),
+            transpose_solve=lambda _, v: v,
+        )
+        return jnp.sum(marks).astype(dtype)
+
+    @jax.custom_jvp
+    def none(data: PyTree[Array], solved: Array) -> Array:
+        zero = vary(jnp.zeros((), dtype), axes)
+        # Of the lanes that its derivative has.
+        return jnp.where(vary(solved, axes), zero, zero)
+
+    @none.defjvp
+    def rule(primals, tangents):
+        zero, fine = none(*primals), vary(primals[1], axes)
+        # Leaf by leaf: some may be known to stand still.
+        marks = [moving(x) for x in jax.tree.leaves(tangents[0])]
+        # The factor has NaN as its own derivative: that of the second order.
+        moved = vary(sum(marks[1:], marks[0]), axes) * (1 + zero)
+        lost = jax.lax.custom_linear_solve(
+            lambda v: v,
+            moved,
+            solve=lambda _, v: jnp.where(fine | (v == 0), jnp.zeros_like(v), jnp.nan),
+            transpose_solve=lambda _, v: jnp.where(jnp.isnan(v), v, jnp.zeros_like(v)),
+        )
+        return zero, lost
+
+    return none(data, solved)
 
 
 def where_solved(data: PyTree[Array], solved: Bool[Array, ""]) -> PyTree[Array]:
@@ -338,6 +393,11 @@ def _with_derivative(value: Point, source: Point) -> Point:
     return jax.tree.map(lambda v, s: v + (s - jax.lax.stop_gradient(s)), value, source)
 
 
+def _plus(tree: PyTree[Array], number: Float[Array, ""] | float) -> Any:
+    """A number added to every entry, in the dtype of its leaf."""
+    return jax.tree.map(lambda x: x + jnp.asarray(number).astype(x.dtype), tree)
+
+
 def _guarded(value: Point, source: Point, trusted: Bool[Array, ""]) -> Point:
     """`value`, with the derivative of `source`, NaN where it is not to be trusted."""
 
@@ -349,7 +409,7 @@ def _guarded(value: Point, source: Point, trusted: Bool[Array, ""]) -> Point:
     def rule(primals, tangents):
         value, source, trusted = primals
         keep = jax.tree.map(
-            lambda t: jnp.where(trusted, 1.0, jnp.nan).astype(t.dtype) * t, tangents[1]
+            lambda t: gated(vary(t, varying(trusted)), vary(trusted, varying(t))), tangents[1]
         )
         return gate(value, source, trusted), keep
 

@@ -325,7 +325,8 @@ def solve_checked(
                 structure,
                 None if preconditioner is None else apply,
             )
-            out = checked(solver, operator, v)
+            # Of a lane that is refused nothing is asked; it may hold NaN.
+            out = checked(solver, operator, jnp.where(trusted, v, jnp.zeros_like(v)))
             zero = ~jnp.any(v != 0)
             nan = jnp.full_like(v, jnp.nan)
             return jnp.where(zero, jnp.zeros_like(v), jnp.where(out.good & trusted, out.x, nan))

@@ -117,3 +117,76 @@ def test_smoothed_derivative_is_that_of_the_smoothed_point(kappa, x64):
     assert abs(float(ROWS[0] @ np.asarray(value)) - LIMITS[0]) < 1e-8
     for jacobian in found:
         np.testing.assert_allclose(jacobian, differences, atol=1e-7)
+
+
+def cut(kind, data, steps):
+    """A problem whose data have no derivative: a is clipped, b is below 0. Else
+    y = clip(a) / (1 + relu(b)), where x = y of a bilevel problem."""
+    first = lambda data: jnp.clip(data["a"], -1, 1)
+    weight = lambda data: 1 + jnp.sum(jax.nn.relu(data["b"]))
+    slope = lambda y, data: weight(data) * y - first(data)
+    adjoint = None
+    init = jnp.array([3.0, 2.0], data["a"].dtype)
+    if kind == "minimise":
+        fn = lambda y, data: weight(data) * jnp.sum(y**2) / 2 - jnp.sum(first(data) * y)
+        problem = js.Minimise(fn, data)
+    elif kind == "bilevel":
+        lower = lambda x, y, data: jnp.sum(slope(y, data) ** 2)
+        problem = js.Bilevel(lambda x, y, data: jnp.sum((x - y) ** 2), lower, data)
+        init = init, init
+    else:
+        problem = js.Root(slope, data)
+        adjoint = js.OneStep() if kind == "one step" else None
+    solution = js.solve(problem, None, init, adjoint=adjoint, max_steps=steps, throw=False)
+    return jax.tree.leaves(solution.value)[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["minimise", "root", "one step", pytest.param("bilevel", marks=pytest.mark.slow)]
+)
+def test_the_derivative_of_a_failed_solve_is_nan_in_all_data(kind, x64):
+    bad = {"a": jnp.array([5.0, -7.0]), "b": jnp.array([-1.0])}
+    good = {"a": jnp.array([0.5, 0.2]), "b": jnp.array([3.0])}
+    lanes = jax.tree.map(lambda *x: jnp.stack(x), bad, good)
+    steps = jnp.array([0, 100])
+    # A cotangent whose entries sum to 0.
+    value = lambda data, steps: cut(kind, data, steps) @ jnp.array([1.0, -1.0])
+    transforms = {
+        "reverse": jax.grad(value),
+        "forward": jax.jacfwd(value),
+        "second": jax.hessian(value),
+    }
+    # y1 - y2 = (a1 - a2) / (1 + b)
+    first = {"a": np.array([0.25, -0.25]), "b": np.array([-0.3 / 16])}
+    for name, transform in transforms.items():
+        found = jax.jit(jax.vmap(transform))(lanes, steps)
+        for leaf in jax.tree.leaves(found):
+            assert np.isnan(leaf[0]).all(), name
+            assert np.isfinite(leaf[1]).all(), name
+        if name in ("reverse", "forward"):
+            for key, wanted in first.items():
+                np.testing.assert_allclose(found[key][1], wanted, atol=1e-9)
+        if name == "second":
+            np.testing.assert_allclose(found["b"]["b"][1], 0.6 / 64, atol=1e-9)
+            np.testing.assert_allclose(found["a"]["b"][1][:, 0], [-1 / 16, 1 / 16], atol=1e-9)
+
+
+def test_a_failed_lane_that_is_masked_leaves_shared_data_alone(x64):
+    data = {"a": jnp.array([0.5, 0.2]), "b": jnp.array([3.0])}
+    solved = jnp.array([False, True])
+
+    def value(data):
+        each = jax.vmap(lambda steps: cut("minimise", data, steps).sum())(jnp.array([0, 100]))
+        return jnp.sum(jnp.where(solved, each, 0))
+
+    for transform in (jax.grad, jax.jacfwd):
+        found = jax.jit(transform(value))(data)
+        np.testing.assert_allclose(found["a"], 0.25, atol=1e-9)
+        np.testing.assert_allclose(found["b"], -0.7 / 16, atol=1e-9)
+
+
+def test_data_that_stand_still_leave_a_failed_solve_alone(x64):
+    data = {"a": jnp.array([5.0, -7.0]), "b": jnp.array([-1.0])}
+    still = jax.tree.map(jnp.zeros_like, data)
+    _, tangent = jax.jvp(lambda data: cut("minimise", data, 0), (data,), (still,))
+    np.testing.assert_array_equal(tangent, 0)

@@ -48,7 +48,7 @@ class Lockstep(AbstractLanes):
 
 # Slots at most and bytes to aim at; slots for which more bytes pay, and how many.
 _BUDGETS = {
-    "cpu": (128, 2**18, 16, 2**21),
+    "cpu": (128, 2**18, 16, 2**19),
     "gpu": (8192, 2**28, 256, 2**31),
     "tpu": (8192, 2**26, 256, 2**29),
 }
@@ -70,17 +70,17 @@ class Batch:
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
         high, budget, few, most = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
-        own = [
-            math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
-            for x, has in zip(self.operands, self.axes, strict=True)
-            if any(has)
-        ]
-        carried = [math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.carry)]
-        lane = max(sum(own) + sum(carried), 1)
+        own = shared = 0
+        for x, has in zip(self.operands, self.axes, strict=True):
+            size = math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
+            own, shared = (own + size, shared) if any(has) else (own, shared + size)
+        carried = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.carry))
+        lane = max(own + carried, 1)
         fitting = max(budget // lane, 1)
         if not self.call.program.nested:
             # Where the step holds a loop all wait for the longest: many pay only if they are small.
-            fitting = max(fitting, min(few, most // lane))
+            # Shared data are read once a step for all slots: these may be as large.
+            fitting = max(fitting, min(few, max(most, shared) // lane))
         widest = min(high, 2 ** int(math.log2(fitting)))
         if self.size <= widest:
             return self.size

@@ -34,7 +34,7 @@ from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Solution
 from ..core.solve import default_tolerance, solve
 from ..core.solver import AbstractSolver, as_solver
-from ..core.vectors import dot, finite, identity, largest, norm, positive, ravel
+from ..core.vectors import coarsest, dot, finite, identity, largest, norm, positive, ravel
 from ..smooth.broyden import Broyden
 from ..smooth.newton import Newton
 from .bilevel import COUPLING, Bilevel, BilevelDual, LowerPoint
@@ -106,7 +106,7 @@ def hypergradient(
     check_uncoupled("hypergradient", found)
     if linear_solver is not None:
         check_linear_solver("hypergradient", linear_solver)
-    dtype = jnp.result_type(*jax.tree.leaves(y))
+    dtype = coarsest((x, y))
     if tolerance is None:
         tolerance = default_tolerance(dtype)
     method = Hypergradients(lower_solver, linear_solver, adjoint)

@@ -20,7 +20,7 @@ from .loop import Program, run
 from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
-from .vectors import HIGHEST, finite, identity, matmul, norm
+from .vectors import HIGHEST, coarsest, finite, identity, matmul, norm
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -251,10 +251,20 @@ class Checked(NamedTuple):
     good: Bool[Array, ""]
 
 
-def checked(solver: AbstractLinearSolver | None, operator: Operator, b: Vector) -> Checked:
-    """Solve J x = b and measure it; the lanes that fail are solved again for the minimum norm."""
+def checked(
+    solver: AbstractLinearSolver | None,
+    operator: Operator,
+    b: Vector,
+    dtype: jnp.dtype | None = None,
+) -> Checked:
+    """Solve J x = b and measure it; the lanes that fail are solved again for the minimum norm.
+
+    Args:
+        dtype: of the coarsest part of b, where it has parts of several.
+    """
     solver = default_linear_solver(operator, b.size) if solver is None else solver
-    threshold = jnp.finfo(b.dtype).eps ** 0.4
+    eps = jnp.finfo(b.dtype if dtype is None else dtype).eps
+    threshold = jnp.asarray(eps**0.4, b.dtype)
     if solver.dense:
         operator, _ = operator.materialised(b)
 
@@ -304,6 +314,7 @@ def solve_checked(
         trusted: whether J stands for a solved problem; else x is NaN, unless b is 0.
     """
     flat, unravel = ravel_pytree(b)
+    dtype = coarsest(b)
     trusted = jax.lax.stop_gradient(trusted)
 
     axes = varying(flat)
@@ -326,7 +337,7 @@ def solve_checked(
                 None if preconditioner is None else apply,
             )
             # Of a lane that is refused nothing is asked; it may hold NaN.
-            out = checked(solver, operator, jnp.where(trusted, v, jnp.zeros_like(v)))
+            out = checked(solver, operator, jnp.where(trusted, v, jnp.zeros_like(v)), dtype)
             zero = ~jnp.any(v != 0)
             nan = jnp.full_like(v, jnp.nan)
             return jnp.where(zero, jnp.zeros_like(v), jnp.where(out.good & trusted, out.x, nan))

@@ -18,6 +18,7 @@ from .progress import as_progress
 from .search import Limits, search
 from .solution import RESULTS, Guess, Solution, SolveError, Stats, is_traced
 from .solver import AbstractSolver, as_solver
+from .vectors import coarsest
 
 
 def solve(
@@ -43,7 +44,7 @@ def solve(
         init: a guess of the value, or a `Solution` of a like problem (a warm start).
         key: for solvers that draw random numbers.
         tolerance: on each part of the residual, relative to the problem's scale; `None` follows
-            the dtype (1e-8 in float64, 1e-4 in float32).
+            the dtype (1e-8 in float64, 1e-4 in float32; of the coarsest variable).
         max_steps: `None`: the solver's own limit.
         adjoint: how to differentiate; `None`: `problem.default_adjoint()`.
         lanes: what happens to a batch; `None`: `Refill()`.
@@ -118,7 +119,7 @@ def default_tolerance(dtype: jnp.dtype) -> float:
 
 
 def _limits(value: PyTree, solver: AbstractSolver, tolerance, max_steps, record: int) -> Limits:
-    dtype = jnp.result_type(*jax.tree.leaves(value))
+    dtype = coarsest(value)
     if tolerance is None:
         tolerance = default_tolerance(dtype)
     if max_steps is None:

@@ -72,6 +72,11 @@ def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(a > 0, a, jnp.ones_like(a))
 
 
+def coarsest(tree: PyTree[Array]) -> jnp.dtype:
+    """The dtype of least precision among the leaves: what all of them can be found to."""
+    return max((x.dtype for x in jax.tree.leaves(tree)), key=lambda d: float(jnp.finfo(d).eps))
+
+
 def same_shapes(a: PyTree, b: PyTree) -> bool:
     """Whether two trees have the same structure and, leaf by leaf, shapes."""
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)

@@ -1,5 +1,6 @@
 """What must not be called solved, and starts that come from other solves."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -70,6 +71,25 @@ def test_a_lower_level_at_a_saddle_is_nonconvex(x64):
     init = jnp.zeros(1), jnp.array([3.1, 0.0])
     found = js.solve(problem, init=init, throw=False)
     assert found.result == js.RESULTS.nonconvex
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+def test_levels_of_two_dtypes_are_solved_to_the_coarser(x64, dtypes):
+    """y = x + args, and of (y - 1)^2 + x^2 x = (1 - args) / 2."""
+    init = tuple(jnp.zeros(2, dtype) for dtype in dtypes)
+    shifted = lambda x, y, args: follow(x + args, y, args)
+
+    def value(args):
+        return js.solve(js.Bilevel(near, shifted, args), init=init).value
+
+    args = jnp.array(0.3)
+    x, y = value(args)
+    assert (x.dtype, y.dtype) == dtypes
+    np.testing.assert_allclose(x, 0.35, atol=1e-4)
+    np.testing.assert_allclose(y, 0.65, atol=1e-4)
+    np.testing.assert_allclose(jax.jacfwd(value)(args)[0], -0.5, atol=1e-3)
+    gradient = js.hypergradient(js.Bilevel(near, shifted, args), init).gradient
+    np.testing.assert_allclose(gradient, -1.4, atol=1e-3)
 
 
 def test_a_value_that_was_too_low_is_looked_at_again(x64):

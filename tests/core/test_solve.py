@@ -121,6 +121,42 @@ def test_a_failed_lane_is_nan_alone(x64):
     np.testing.assert_allclose(jax.grad(loss)(1.0), exact, rtol=1e-7)
 
 
+def mixed(y, a):
+    """y^3 + y = a + the other one / 10."""
+    x, z = y["float32"], y["float64"]
+    return {
+        "float32": (x**3 + x - a - 0.1 * z).astype(x.dtype),
+        "float64": z**3 + z - a - 0.1 * x,
+    }
+
+
+def energy(y, a):
+    x, z = y["float32"], y["float64"]
+    own = lambda v: jnp.sum(v**4 / 4 + v**2 / 2 - a * v)
+    return own(x) + own(z) - 0.1 * jnp.sum(x * z)
+
+
+@pytest.mark.parametrize("kind", ["root", "minimise"])
+def test_variables_of_two_dtypes_are_found_to_the_coarser(kind, x64):
+    """x = z by symmetry: z^3 + 0.9 z = a, by NumPy."""
+    start = {name: jnp.full(3, 0.2, name) for name in ("float32", "float64")}
+    state = lambda a: Root(mixed, a) if kind == "root" else Minimise(energy, a)
+
+    def value(a):
+        return js.solve(state(a), init=start).value
+
+    a = jnp.array(0.7)
+    roots = np.roots([1, 0, 0.9, -0.7])
+    z = roots[np.isreal(roots)].real[0]
+    for name, leaf in value(a).items():
+        assert leaf.dtype == name
+        np.testing.assert_allclose(leaf, z, atol=1e-4)
+    for name, leaf in jax.jit(jax.jacrev(value))(a).items():
+        np.testing.assert_allclose(leaf, 1 / (3 * z**2 + 0.9), atol=1e-3, err_msg=name)
+    near = js.solve(state(a), init=start, tolerance=1e-7, throw=False)
+    assert near.result in (RESULTS.successful, RESULTS.tolerance_below_dtype)
+
+
 def test_singular_solution_has_the_minimum_norm_derivative(x64):
     # (y0 + y1 - a)^2 has a valley of minimisers.
     fn = lambda y, a: (y[0] + y[1] - a) ** 2

@@ -95,13 +95,13 @@ class Diagonal(AbstractCovariance):
         return jnp.exp(0.5 * shape) * noise
 
     def tilt(self, shape, centres, x):
-        return matmul(0.5 * x * x, jnp.exp(shape).T) + matmul(x, centres.T)
+        return _halves(x, jnp.exp(shape), centres)
 
     def distance(self, shape, centres, y):
         precision = jnp.exp(-shape)
         pull = precision * centres
         own = 0.5 * jnp.sum(pull * centres, axis=1)
-        return matmul(0.5 * y * y, precision.T) - matmul(y, pull.T) + own
+        return _halves(y, precision, -pull) + own
 
     def trace(self, shape: Shape, covariance: Float[Array, "d d"]) -> Float[Array, " k"]:
         return matmul(jnp.exp(shape), jnp.diagonal(covariance))
@@ -178,6 +178,14 @@ class Full(AbstractCovariance):
 def _dim(size: int) -> int:
     """d with d (d + 1) / 2 = size."""
     return int(((8 * size + 1) ** 0.5 - 1) / 2)
+
+
+def _halves(
+    x: Float[Array, "n d"], diagonals: Float[Array, "k d"], linear: Float[Array, "k d"]
+) -> Float[Array, "n k"]:
+    """x'D_k x / 2 + l_k'x, in one product: two passes less over n x k entries."""
+    both = jnp.concatenate([0.5 * x * x, x], axis=1)
+    return matmul(both, jnp.concatenate([diagonals, linear], axis=1).T)
 
 
 def _quadratic(matrices: Float[Array, "k d d"], x: Float[Array, "n d"]) -> Float[Array, "n k"]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core.checks import check_absent, check_kind, show
@@ -29,8 +30,8 @@ Scalar = Float[Array, ""]
 
 _SAMPLE = 1024
 """Points of each sample that starts are tried on."""
-_TRIAL = 20
-"""Steps of a trial."""
+_TRIALS = ((5, 2), (15, 1))
+"""Steps of the trials, and how many of the starts go on from there."""
 _CANDIDATES = 8
 _ROUNDS = 10
 
@@ -173,25 +174,28 @@ def _best(fit: Any, first: Any, components: int, starts: int, key: Array) -> Any
         return first(few, components, keys[2], turns[0])
     minimiser = LBFGS()
 
-    def one(key: Array, turn: Array) -> tuple[Scalar, Any]:
-        state = minimiser.init(few, Guess(first(few, components, key, turn)))
+    def begin(key: Array, turn: Array) -> LBFGSState:
+        return minimiser.init(few, Guess(first(few, components, key, turn)))
 
-        def step(state: LBFGSState, _: None) -> tuple[LBFGSState, None]:
-            return minimiser.step(few, state), None
+    def step(states: LBFGSState, _: None) -> tuple[LBFGSState, None]:
+        return jax.vmap(lambda state: minimiser.step(few, state))(states), None
 
-        state, _ = jax.lax.scan(step, state, length=_TRIAL)
-        return state.value, state.primal
-
-    values, found = jax.vmap(one)(keys[2:], turns)
-    best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
-    return jax.tree.map(lambda x: x[best], found)
+    states = jax.vmap(begin)(keys[2:], turns)
+    for steps, left in _TRIALS:
+        states, _ = jax.lax.scan(step, states, length=steps)
+        order = jnp.argsort(jnp.where(jnp.isfinite(states.value), states.value, jnp.inf))
+        states = jax.tree.map(lambda x, order=order, left=left: x[order[:left]], states)
+    return jax.tree.map(lambda x: x[0], states.primal)
 
 
 def _part(points: Float[Array, "n d"], key: Array) -> Float[Array, "p d"]:
     """So many of the points that their number no longer tells."""
-    if points.shape[0] <= _SAMPLE:
+    size = points.shape[0]
+    if size <= _SAMPLE:
         return points
-    return points[jax.random.permutation(key, points.shape[0])[:_SAMPLE]]
+    # One of each of so many equal runs: a permutation would sort them all.
+    ends = np.arange(_SAMPLE + 1) * size // _SAMPLE
+    return points[jax.random.randint(key, (_SAMPLE,), ends[:-1], ends[1:])]
 
 
 def _start(fit: LightProblem, components: int, key: Array, _: Array) -> LightParameters:
@@ -212,26 +216,29 @@ def clusters(
     a fixed number of rounds of Lloyd's.
     """
 
+    own = jnp.sum(points * points, axis=1, keepdims=True)
+
     def squares(centres: Float[Array, "k d"]) -> Float[Array, "n k"]:
-        inner = matmul(points, centres.T)
-        own = jnp.sum(points * points, axis=1, keepdims=True)
-        return jnp.maximum(own - 2 * inner + jnp.sum(centres * centres, axis=1), 0)
+        """Of the distances, less the points' own."""
+        return jnp.sum(centres * centres, axis=1) - 2 * matmul(points, centres.T)
 
     def add(nearest: Float[Array, " n"], key: Array):
+        mass = jnp.cumsum(nearest)
+        drawn = mass[-1] * jax.random.uniform(key, (_CANDIDATES, 1), points.dtype)
+        place = jnp.sum(mass <= drawn, axis=1)
         # All points at centres already: any will do.
-        logits = jnp.where(jnp.any(nearest > 0), jnp.log(nearest), jnp.zeros_like(nearest))
-        tried = points[jax.random.categorical(key, logits, shape=(_CANDIDATES,))]
-        left = jnp.minimum(squares(tried), nearest[:, None])
+        tried = points[jnp.minimum(place, points.shape[0] - 1)]
+        left = jnp.minimum(jnp.maximum(own + squares(tried), 0), nearest[:, None])
         best = jnp.argmin(jnp.sum(left, axis=0))
         return left[:, best], tried[best]
 
     keys = jax.random.split(key, count)
-    far = jnp.full_like(points[:, 0], jnp.max(jnp.sum(points * points, axis=1)) + 1)
+    far = jnp.full_like(points[:, 0], jnp.max(own) + 1)
     _, centres = jax.lax.scan(add, far, keys)
 
     def members(centres: Float[Array, "k d"]) -> Float[Array, "n k"]:
-        own: Int[Array, " n"] = jnp.argmin(squares(centres), axis=1)
-        return jax.nn.one_hot(own, count, dtype=points.dtype)
+        nearest: Int[Array, " n"] = jnp.argmin(squares(centres), axis=1)
+        return jax.nn.one_hot(nearest, count, dtype=points.dtype)
 
     def move(centres: Float[Array, "k d"], _: None):
         belong = members(centres)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.checks import check_kind
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
-from ..core.vectors import finite, identity, largest, positive
+from ..core.vectors import finite, largest, positive
 from .balancing import FACTOR_LIMIT, Held, accelerated, newton
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Columns, Scalar
@@ -37,8 +37,6 @@ _LEAST_STAGE_ERROR = 1e-6
 `_RETRY` steps without progress at the last epsilon the scaling begins anew, a hundred times more
 exact, down to this."""
 _STAYS = 5.0
-_FACTOR_PRICE = 0.15
-"""Pairs of products that a factorisation takes as long as, over its size."""
 
 
 class SinkhornState(eqx.Module):
@@ -52,6 +50,7 @@ class SinkhornState(eqx.Module):
         error: the part of the weight by which the columns' sums are off, at the last step.
         solved: whether that was at the problem's epsilon, and small enough.
         newton: whether the next step is Newton's.
+        stiff: whether a step at the problem's epsilon was.
         products: pairs of products with the kernel so far.
         best: the smallest error of the last epsilon.
         idle: steps since it fell.
@@ -65,6 +64,7 @@ class SinkhornState(eqx.Module):
     error: Scalar
     solved: Bool[Array, ""]
     newton: Bool[Array, ""]
+    stiff: Bool[Array, ""]
     products: Int[Array, ""]
     best: Scalar
     idle: Int[Array, ""]
@@ -91,8 +91,8 @@ class WeightPreconditioner(AbstractPreconditioner):
 
 
 class _FactorPreconditioner(AbstractPreconditioner):
-    """The optimality's Jacobian of sums that are held, factorised where that pays: at small epsilon
-    its diagonal says little.
+    """The optimality's Jacobian of sums that are held, factorised where that pays: where Sinkhorn's
+    steps were slow at the problem's epsilon its diagonal says little.
 
     Attributes:
         lower: of its factor over the roots of the shares; of no use unless `factored`.
@@ -108,7 +108,7 @@ class _FactorPreconditioner(AbstractPreconditioner):
         shares = WeightPreconditioner.of(problem)
         roots = jnp.sqrt(shares.share)
 
-        def factor() -> Float[Array, "m m"]:
+        def factor() -> tuple[Float[Array, "m m"], Bool[Array, ""]]:
             a, b = problem.weights
             sums = problem.sums(at)
             scaling = jnp.where(sums.rows > 0, sums.rows**2 / positive(a), 0)
@@ -117,10 +117,13 @@ class _FactorPreconditioner(AbstractPreconditioner):
             matrix = matrix - columns[:, None] * sums.kernel.gram(scaling) * columns
             pull = b / roots
             matrix = matrix + pull[:, None] * pull / problem.mass
-            return lax.linalg.cholesky(matrix, symmetrize_input=False)
+            lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
+            return lower, finite(lower)
 
-        lower = lax.cond(pays, factor, lambda: identity(roots))
-        return cls(shares, lower, pays & finite(lower))
+        def none() -> tuple[Float[Array, "m m"], Bool[Array, ""]]:
+            return jnp.zeros((roots.size, roots.size), roots.dtype), jnp.zeros_like(pays)
+
+        return cls(shares, *lax.cond(pays, factor, none))
 
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal
@@ -170,6 +173,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
             error=zero + jnp.inf,
             solved=zero > 0,
             newton=zero > 0,
+            stiff=guess.state.stiff if isinstance(guess.state, SinkhornState) else zero > 0,
             products=none,
             best=zero + jnp.inf,
             idle=none,
@@ -212,6 +216,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
             error=error,
             solved=met & last,
             newton=~met & ~anew & (slow ^ state.newton),
+            stiff=state.stiff | (last & state.newton),
             products=state.products + first.count + second.count,
             best=jnp.where(anew, jnp.inf, best),
             idle=jnp.where(anew, 0, idle),
@@ -235,6 +240,6 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         size = state.at.value.size
         if not problem.balanced or size > FACTOR_LIMIT:
             return WeightPreconditioner.of(problem)
-        # Its price is that of so many products; conjugate gradients take no fewer than the solve.
-        pays = state.products > _FACTOR_PRICE * size
-        return _FactorPreconditioner.of(problem, state.at, pays)
+        # Of 34 problems (benchmarks/sinkhorn.py) conjugate gradients take 10 to 258 steps without a
+        # factor where Newton's method was not needed, and up to thousands where it was.
+        return _FactorPreconditioner.of(problem, state.at, state.stiff)

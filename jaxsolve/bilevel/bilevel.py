@@ -31,8 +31,8 @@ from jaxtyping import Array, Float, PyTree
 from ..convex.composite import Composite
 from ..convex.multipliers import signed_multipliers
 from ..convex.penalties import Indicator
-from ..convex.sets.base import AbstractSet, check_set
-from ..core.closure import open_function, restore
+from ..convex.sets.base import AbstractSet
+from ..core.closure import restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -41,12 +41,13 @@ from ..smooth.problems import Minimise, Root
 from .levels import (
     GradientAt,
     LowerAt,
-    OfPair,
     Opened,
     Pair,
     arrays_of,
     check_callable,
+    check_fits,
     check_out,
+    open_level,
 )
 
 if TYPE_CHECKING:
@@ -327,15 +328,12 @@ class Bilevel(AbstractProblem):
             if fn is None:
                 continue
             check_callable(name, field, fn)
-            closed, value, out = open_function(name, OfPair(fn), init, self.args)
+            closed, value, out = open_level(name, field, fn, init, self.args)
             opened[field] = Opened(closed)
             check_out(name, field, out)
         assert value is not None
-        for field, part in (("upper_set", value[0]), ("lower_set", value[1])):
-            found = getattr(self, field)
-            if found is not None:
-                check_set(name, field, found)
-                found.problem(part)
+        for place, field in enumerate(("upper_set", "lower_set")):
+            check_fits(name, field, getattr(self, field), place, value[place])
         names = list(opened)
         prepared = eqx.tree_at(
             lambda p: [getattr(p, n) for n in names], self, [opened[n] for n in names]

@@ -22,14 +22,14 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree, UInt32
 
-from ..core.checks import check_kind
+from ..core.checks import check_count, check_instance, check_kind, check_number
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
 from .fisher import GradientWindow, MFACInverse
 from .masks import Leaves
-from .pruning import Network, PreparedPruning, Pruning, Scalar, masked, smoothed
+from .pruning import Network, PreparedPruning, Pruning, Scalar, check_optax, masked, smoothed
 
 
 class BiPState(eqx.Module):
@@ -74,7 +74,9 @@ class BiP(AbstractSolver[Pruning]):
             takes the place of `implicit_coef`.
 
     Raises:
-        TypeError: `linear_solver` has `gradients` or a `block_size`, which nothing here asks for.
+        TypeError: a setting is of another type; `linear_solver` has `gradients` or a `block_size`,
+            which nothing here asks for.
+        ValueError: `steps` is below 1.
     """
 
     steps: int = 1000
@@ -84,6 +86,14 @@ class BiP(AbstractSolver[Pruning]):
     linear_solver: MFACInverse | None = None
 
     step_limit: ClassVar[int] = 2**31 - 1
+
+    def __check_init__(self):
+        check_count("BiP", steps=self.steps)
+        check_optax("BiP", lower=self.lower, upper=self.upper)
+        if self.implicit_coef is not None:
+            check_number("BiP", implicit_coef=self.implicit_coef)
+        wanted = "MFACInverse(number, damping)"
+        check_instance("BiP", "linear_solver", self.linear_solver, MFACInverse, wanted)
 
     def refuse(self, problem: PreparedPruning) -> None:
         check_kind(self, problem, PreparedPruning)

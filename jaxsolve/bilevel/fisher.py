@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_positive, show
+from ..core.checks import check_count, check_positive, show
 from ..core.linear import AbstractLinearSolver, Operator
 from ..core.vectors import matmul, ravel
 
@@ -204,8 +204,9 @@ class MFACInverse(AbstractLinearSolver):
     exact: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_positive("MFACInverse", number=self.number, damping=self.damping,
-                       samples=self.samples, block_size=self.block_size)  # fmt: skip
+        name = "MFACInverse"
+        check_count(name, number=self.number, samples=self.samples, block_size=self.block_size)
+        check_positive(name, damping=self.damping)
 
     def bind(self, gradients: PyTree[Array], shift: float | Scalar = 0.0) -> FisherInverse:
         """F^{-1} of gradients.

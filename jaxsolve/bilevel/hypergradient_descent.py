@@ -19,8 +19,9 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from ..core.adjoint import AbstractAdjoint, OneStep, Unrolled
+from ..core.checks import kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver
+from ..core.solver import AbstractSolver, as_solver
 from ..core.vectors import ravel
 from ..smooth.lbfgs import LBFGS
 from .bilevel import Bilevel, BilevelDual, LowerPoint
@@ -95,6 +96,11 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
 
     def refuse(self, problem: Bilevel) -> None:
         check_uncoupled(type(self).__name__, problem)
+        if self.lower_solver is not None:
+            try:
+                as_solver(self.lower_solver)
+            except TypeError as error:
+                raise TypeError(f"HypergradientDescent, `lower_solver`: {error}") from error
         if self.adjoint is not None and self.linear_solver is not None:
             raise TypeError(
                 "HypergradientDescent: `adjoint` differentiates the lower solver's steps, and "
@@ -217,5 +223,5 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
             return Transformation(chosen, problem.into_upper)
         raise TypeError(
             "HypergradientDescent: `optimiser` must be an optax transformation or LBFGS(...); got "
-            f"{type(chosen).__name__}."
+            f"{kind(chosen)}."
         )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_scalar, show
-from ..core.closure import partition
+from ..convex.sets.base import check_set
+from ..core.checks import check_scalar, kind, show
+from ..core.closure import open_function, partition
 
 Scalar = Float[Array, ""]
 Pair = tuple[PyTree, PyTree]
@@ -54,16 +55,49 @@ def arrays_of(name: str, init: PyTree | None) -> Pair:
     if not isinstance(init, tuple) or len(init) != 2:
         found = "None" if init is None else type(init).__name__
         raise TypeError(f"{name} needs `init`, a pair (x, y) of guesses; got {found}.")
-    x, y = (eqx.combine(*partition(part, f"init[{i}]")) for i, part in enumerate(init))
+    parts = [partition(part, f"init[{i}]") for i, part in enumerate(init)]
+    for i, (floating, _) in enumerate(parts):
+        if sum(leaf.size for leaf in jax.tree.leaves(floating)) == 0:
+            raise TypeError(f"{name}: `init[{i}]` has no entries: it is {show(floating)}.")
+    x, y = (eqx.combine(*part) for part in parts)
     return x, y
+
+
+def open_level(
+    name: str, field: str, fn: Callable, init: Any, args: PyTree
+) -> tuple[Callable, Pair, PyTree]:
+    """`open_function` of a function of (x, y, args); where shapes do not fit in it, the error says
+    which function it is, and what x and y are."""
+    try:
+        return open_function(name, OfPair(fn), init, args)
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        if type(error) not in (TypeError, ValueError) or "shape" not in text:
+            raise
+        x, y = (show(partition(part)[0]) for part in init)
+        raise type(error)(
+            f"{name}: `{field}` cannot be called with x (`init[0]`) {x} and y (`init[1]`) {y}: "
+            f"{text}"
+        ) from error
+
+
+def check_fits(name: str, field: str, found: Any, place: int, part: PyTree[Array]) -> None:
+    """Raise unless a field is a set that takes the variable `init[place]`."""
+    if found is None:
+        return
+    check_set(name, field, found)
+    try:
+        found.problem(part)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{name}: `{field}` does not fit `init[{place}]`, {show(part)}: {error}"
+        ) from error
 
 
 def check_callable(name: str, field: str, fn: Any) -> None:
     """Raise unless a field is a function."""
     if not callable(fn):
-        raise TypeError(
-            f"{name}: `{field}` must be a function of (x, y, args); got {type(fn).__name__}."
-        )
+        raise TypeError(f"{name}: `{field}` must be a function of (x, y, args); got {kind(fn)}.")
 
 
 def check_out(name: str, field: str, out: PyTree) -> None:

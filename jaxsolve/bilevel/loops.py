@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from ..core.checks import check_absent, check_kind
+from ..core.checks import check_absent, check_kind, check_settings
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
@@ -84,12 +84,7 @@ class AbstractBilevelLoop(AbstractSolver[Bilevel]):
     step_limit: ClassVar[int] = 2**31 - 1
 
     def __check_init__(self):
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, float | int):
-                continue
-            if value < 0 or (value == 0 and not name.endswith(("decay", "growth"))):
-                kind = type(self).__name__
-                raise ValueError(f"{kind}: `{name}` must be positive; got {value}.")
+        check_settings(self, may_be_zero=("decay", "growth"))
 
     @abc.abstractmethod
     def start(self, problem: Bilevel, primal: Pair, adjoint: PyTree[Array]) -> PyTree:

@@ -21,9 +21,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..core.vectors import dot, largest, ravel
+from ..core.checks import kind, show
+from ..core.vectors import dot, largest, ravel, same_shapes
 from ..smooth.affine import is_affine
 from .bilevel import Bilevel, Pair
 from .coupled_set import coupled_set
@@ -68,6 +70,13 @@ class LVHBA(AbstractValueFunction):
     unit: float = 1.0
     projection: Callable[[PyTree, PyTree], Pair] | None = eqx.field(default=None, kw_only=True)
     steps: int = 3_000
+
+    def __check_init__(self) -> None:
+        if self.projection is not None and not callable(self.projection):
+            raise TypeError(
+                "LVHBA: `projection` must be a function (x, y) -> (x, y); got "
+                f"{kind(self.projection)}."
+            )
 
     def constraints(self, problem: Bilevel, primal: Pair) -> tuple[AbstractRows | None, PyTree]:
         if not problem.coupled:
@@ -125,5 +134,11 @@ class LVHBA(AbstractValueFunction):
             return state.region.project(functions, both)
         if self.projection is not None:
             like = functions.restore(both)
-            return ravel(jax.tree.map(lambda new, _: new, self.projection(*like), like)), None
+            found = self.projection(*like)
+            if not same_shapes(found, like):
+                raise TypeError(
+                    f"LVHBA: `projection(x, y)` must return a pair like (x, y), {show(like)}; it "
+                    f"returns {show(jax.tree.map(jnp.asarray, found))}."
+                )
+            return ravel(found), None
         return functions.into_both(both), None

@@ -15,7 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_positive
+from ..core.checks import check_count, check_positive
 from .fisher import GradientWindow
 
 
@@ -38,7 +38,8 @@ def scale_by_mfac(
         samples: b, over how many samples each gradient is a mean; 1, as in the paper, leaves the
             number of them in the damping and the rate.
     """
-    check_positive("mfac", number=number, damping=damping, samples=samples)
+    check_count("mfac", number=number, samples=samples)
+    check_positive("mfac", damping=damping)
 
     def init(params: PyTree) -> Any:
         flat = ravel_pytree(params)[0]

@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
-from ..core.checks import check_positive
+from ..core.checks import check_count, kind
 from ..core.vectors import ravel
 from .fisher import FisherInverse, MFACInverse
 from .pruning import Network, PreparedPruning, masked
@@ -49,8 +49,9 @@ class OBS(AbstractRounds):
     inverse: MFACInverse = MFACInverse(number=64, damping=1e-5)
 
     def __check_init__(self):
-        check_positive("OBS", steps=self.steps, recomputations=self.recomputations,
-                       between=self.between)  # fmt: skip
+        check_count("OBS", recomputations=self.recomputations, between=self.between)
+        if not isinstance(self.inverse, MFACInverse):
+            raise TypeError(f"OBS: `inverse` must be MFACInverse(...); got {kind(self.inverse)}.")
 
     def refuse(self, problem: PreparedPruning) -> None:
         super().refuse(problem)

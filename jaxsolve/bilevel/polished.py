@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..core.checks import kind
 from ..core.linear import MINRES, Operator, checked
 from ..core.loop import Program, run
 from ..core.problem import AbstractProblem, Structure
@@ -87,7 +88,7 @@ class Polished(AbstractSolver[Bilevel]):
         if not isinstance(self.solver, AbstractValueFunction):
             raise TypeError(
                 "Polished: `solver` must be LVHBA(...), BiCGAFFA(...) or MEHA(...); got "
-                f"{type(self.solver).__name__}."
+                f"{kind(self.solver)}."
             )
 
     def prepare(self, problem: AbstractProblem, init: PyTree | None, key: Any = None) -> Any:

@@ -17,14 +17,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_scalar, count_samples, show
+from ..core.checks import (
+    check_count,
+    check_instance,
+    check_number,
+    check_scalar,
+    count_samples,
+    kind,
+    show,
+)
 from ..core.closure import open_function, partition, restore
 from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale, is_traced
-from ..core.vectors import clean, largest
+from ..core.vectors import clean, largest, same_shapes
 from .masks import AbstractStructure, Leaves, Unstructured, kept_units
 
 if TYPE_CHECKING:
@@ -99,8 +108,8 @@ class Pruning(_Pruning):
             `None`: arrays of at least two axes, or three where slices are pruned.
 
     Raises:
-        TypeError, ValueError: nothing is prunable; a setting is out of range; arrays of the data
-            have different numbers of samples.
+        TypeError, ValueError: nothing is prunable; a setting is of another type or out of range;
+            arrays of the data have different numbers of samples.
     """
 
     loss: Callable[[PyTree, PyTree], Any]
@@ -125,10 +134,17 @@ class Pruning(_Pruning):
         batch_size: int = 128,
         prunable: Callable[[str, Any], bool] | None = None,
     ):
+        if not callable(loss):
+            raise TypeError(f"Pruning: `loss` must be a function of a batch; got {kind(loss)}.")
+        check_number("Pruning", sparsity=sparsity, penalty=penalty)
         if is_traced(sparsity) or not 0 <= sparsity < 1:
             raise ValueError(f"Pruning: `sparsity` must be a number in [0, 1); got {sparsity}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"Pruning: `batch_size` must be at least 1; got {batch_size}.")
+        check_count("Pruning", batch_size=batch_size)
+        if not isinstance(structure, AbstractStructure):
+            raise TypeError(
+                "Pruning: `structure` must be Unstructured(), Filters() or Channels(); got "
+                f"{kind(structure)}."
+            )
         leaves = jtu.tree_flatten_with_path(partition(params, "params")[0])[0]
         if prunable is None:
             prunable = lambda path, leaf: leaf.ndim >= structure.least_axes
@@ -154,6 +170,11 @@ class Pruning(_Pruning):
 
     def prepare(self, init: PyTree | None) -> tuple["PreparedPruning", tuple[Network, Network]]:
         params = self.params if init is None else _weights(init)
+        own, given = (partition(tree, "params")[0] for tree in (self.params, params))
+        if not same_shapes(given, own):
+            raise ValueError(
+                f"Pruning: the weights of `init` are {show(given)}, but `params` are {show(own)}."
+            )
         count, size = count_samples("Pruning", "data", self.data), self.batch_size
         take = lambda number: jax.tree.map(lambda x: jnp.asarray(x)[:number], self.data)
         fn, value, out = open_function("Pruning", self.loss, params, take(size))
@@ -161,11 +182,6 @@ class Pruning(_Pruning):
         rest = None
         if count % size:
             rest, _, _ = open_function("Pruning", self.loss, params, take(count % size))
-        own = partition(self.params, "params")[0]
-        if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, own):
-            raise ValueError(
-                f"Pruning: the weights of `init` are {show(value)}, but `params` are {show(own)}."
-            )
         prepared = PreparedPruning(
             fn=fn,
             rest=rest,
@@ -285,6 +301,13 @@ def _weights(init: Any) -> PyTree:
             f"Pruning: `init` must be a pair (mask, params); got {type(init).__name__}."
         )
     return init[1]
+
+
+def check_optax(name: str, **optimisers: Any) -> None:
+    """Raise `TypeError` unless each is an optax transformation or `None`."""
+    for field, found in optimisers.items():
+        wanted = "an optax transformation or None"
+        check_instance(name, field, found, optax.GradientTransformation, wanted)
 
 
 def masked(mask: Network, params: Network) -> Network:

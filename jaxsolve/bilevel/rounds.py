@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
-from ..core.checks import check_kind
+from ..core.checks import check_count, check_kind
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import ravel
-from .pruning import Network, PreparedPruning, Pruning, Scalar, masked, smoothed
+from .pruning import Network, PreparedPruning, Pruning, Scalar, check_optax, masked, smoothed
 
 
 class RoundsState(eqx.Module):
@@ -51,6 +51,11 @@ class AbstractRounds(AbstractSolver[Pruning]):
     optimiser: eqx.AbstractVar[optax.GradientTransformation | None]
 
     step_limit: ClassVar[int] = 2**31 - 1
+
+    def __check_init__(self):
+        name = type(self).__name__
+        check_count(name, steps=self.steps)
+        check_optax(name, optimiser=self.optimiser)
 
     @abc.abstractmethod
     def prune(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..convex.sets.base import AbstractSet
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import count_samples
+from ..core.checks import check_count, count_samples
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from .bilevel import Bilevel, Pair
@@ -56,6 +56,9 @@ class StochasticBilevel(AbstractProblem):
     batch_size: int = eqx.field(kw_only=True, static=True)
     upper_set: AbstractSet | None = eqx.field(default=None, kw_only=True)
 
+    def __check_init__(self):
+        check_count("StochasticBilevel", batch_size=self.batch_size)
+
     @property
     def full(self) -> Bilevel:
         """The problem on all data."""
@@ -88,10 +91,6 @@ class StochasticBilevel(AbstractProblem):
     def prepare(self, init: PyTree | None) -> tuple["SampledBilevel", Pair]:
         count = partial(count_samples, "StochasticBilevel")
         sizes = (count("upper_data", self.upper_data), count("lower_data", self.lower_data))
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(
-                f"StochasticBilevel: `batch_size` must be at least 1, got {self.batch_size}."
-            )
         take = lambda data, size: jax.tree.map(lambda x: x[: min(self.batch_size, size)], data)
         part = self._on(take(self.upper_data, sizes[0]), take(self.lower_data, sizes[1]))
         full, value = self.full.prepare(init)

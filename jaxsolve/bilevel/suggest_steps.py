@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..core.checks import kind
 from ..core.vectors import norm, positive, ravel
 from .bilevel import Bilevel, Pair
 from .coupling import spectral_norm
 from .lvhba import LVHBA
+from .stochastic import StochasticBilevel
 from .value_function import AbstractValueFunction, Functions
 
 Vector = Float[Array, " n"]
@@ -53,9 +55,19 @@ def suggest_steps(problem: PyTree, init: PyTree, solver: _Solver = LVHBA()) -> _
         init: a guess (x, y) of usual size.
         solver: `LVHBA(...)`, `BiCGAFFA(...)` or `MEHA(...)`; what is not suggested is kept.
 
+    Raises:
+        TypeError: `problem` is no bilevel problem, or `solver` another one.
+
     Returns:
         The solver; its new settings are arrays, so that others are no new program.
     """
+    if not isinstance(problem, Bilevel | StochasticBilevel):
+        raise TypeError(f"suggest_steps takes a Bilevel, not {type(problem).__name__}.")
+    if not isinstance(solver, AbstractValueFunction):
+        raise TypeError(
+            "suggest_steps: `solver` must be LVHBA(...), BiCGAFFA(...) or MEHA(...); got "
+            f"{kind(solver)}."
+        )
     problem, value = problem.prepare(init)
     upper, joint, own, slope = _curvatures(problem, value)
     unit = positive(jnp.where(own > 0, own, joint))

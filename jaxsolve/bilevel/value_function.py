@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_kind, check_positive
+from ..core.checks import check_kind, check_settings
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, ravel, same_shapes
@@ -136,7 +136,7 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
     step_limit: ClassVar[int] = 2**31 - 1
 
     def __check_init__(self) -> None:
-        check_positive(type(self).__name__, **vars(self))
+        check_settings(self)
 
     def refuse(self, problem: Bilevel) -> None:
         check_kind(self, problem, Bilevel)

@@ -1,5 +1,6 @@
 """Errors a user can act on: each names the argument, the pytree path and both shapes."""
 
+from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,28 @@ def show(tree: PyTree) -> str:
     if hasattr(tree, "shape"):
         return f"{tree.dtype}{list(tree.shape)}"
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))
+
+
+def kind(found: Any) -> str:
+    """What something is, as messages have it: a class given for an instance says so."""
+    if isinstance(found, type):
+        return f"the class {found.__name__}"
+    return show(found) if eqx.is_array_like(found) and hasattr(found, "dtype") else _named(found)
+
+
+def _named(found: Any) -> str:
+    plain = isinstance(found, bool | int | float | str)
+    return repr(found) if plain else type(found).__name__
+
+
+def check_instance(name: str, field: str, found: Any, wanted: type, text: str) -> None:
+    """Raise `TypeError` unless a field that is not `None` is an instance of `wanted`.
+
+    Args:
+        text: what that is, in words.
+    """
+    if found is not None and not isinstance(found, wanted):
+        raise TypeError(f"{name}: `{field}` must be {text}; got {kind(found)}.")
 
 
 def check_kind(solver: Any, problem: AbstractProblem, *kinds: type[AbstractProblem]) -> None:
@@ -99,11 +122,59 @@ def count_samples(name: str, field: str, data: PyTree) -> int:
     return first.shape[0]
 
 
-def check_positive(name: str, **settings: float | int | None) -> None:
-    """Raise `ValueError` unless every setting that is a number is positive."""
+def check_number(name: str, **settings: Any) -> None:
+    """Raise `TypeError` unless every setting is a number, or an array without axes."""
     for field, value in settings.items():
-        if isinstance(value, float | int) and not value > 0:
+        if not _is_number(value) or jnp.ndim(value) != 0:
+            raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
+
+
+def check_positive(name: str, **settings: Any) -> None:
+    """Raise unless every setting that is not `None` is a number (`TypeError`), and positive
+    (`ValueError`), as far as it has a value."""
+    for field, value in settings.items():
+        if value is None:
+            continue
+        if not _is_number(value):
+            raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
+        if isinstance(value, Real) and not float(value) > 0:
             raise ValueError(f"{name}: `{field}` must be positive; got {value}.")
+
+
+def check_count(name: str, **settings: Any) -> None:
+    """Raise unless every setting that is not `None` is a whole number (`TypeError`) of at least 1
+    (`ValueError`), as far as it has a value."""
+    for field, value in settings.items():
+        if value is None:
+            continue
+        if not _is_number(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise TypeError(f"{name}: `{field}` must be a whole number; got {kind(value)}.")
+        if isinstance(value, Real) and not float(value) >= 1:
+            raise ValueError(f"{name}: `{field}` must be at least 1; got {value}.")
+
+
+def check_settings(solver: Any, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Raise unless a module's fields of type `int` are counts and its other numbers positive.
+
+    Args:
+        may_be_zero: how the names end of numbers that may also be 0.
+    """
+    name = type(solver).__name__
+    for field in fields(solver):
+        value = getattr(solver, field.name)
+        if field.type is int:
+            check_count(name, **{field.name: value})
+        elif isinstance(field.default, float):
+            zero = field.name.endswith(may_be_zero) and isinstance(value, Real) and value == 0
+            check_positive(name, **{field.name: 1.0 if zero else value})
+
+
+def _is_number(value: Any) -> bool:
+    """Arrays of them are too: a batch of settings."""
+    if isinstance(value, bool):
+        return False
+    array = eqx.is_array(value) and jnp.issubdtype(value.dtype, jnp.number)
+    return isinstance(value, Real) or array
 
 
 def check_problem(problem: Any) -> None:

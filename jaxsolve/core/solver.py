@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .checks import kind
 from .problem import AbstractProblem
 from .solution import RESULTS, Guess, Point
 
@@ -122,7 +123,7 @@ def as_solver(solver: Any) -> AbstractSolver:
     """The solver itself, or a foreign one wrapped; `interop` registers the foreign kinds."""
     raise TypeError(
         f"`solver` must be a jaxsolve solver, an optimistix solver, an optax transformation, "
-        f"`Jaxopt(...)` or `Scipy(...)`; got {type(solver).__name__}."
+        f"`Jaxopt(...)` or `Scipy(...)`; got {kind(solver)}."
     )
 
 

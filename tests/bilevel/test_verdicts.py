@@ -160,8 +160,8 @@ def test_saba_stays_at_its_solution(x64):
 @pytest.mark.fast
 def test_settings_must_be_positive():
     for kind in (js.LVHBA, js.BiCGAFFA, js.MEHA):
-        for name in ("step_size", "gamma1", "steps"):
-            with pytest.raises(ValueError, match=f"{kind.__name__}: `{name}` must be positive"):
+        for name, least in {"step_size": "pos", "gamma1": "pos", "steps": "at least 1"}.items():
+            with pytest.raises(ValueError, match=f"{kind.__name__}: `{name}` must be {least}"):
                 kind(**{name: 0})
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import check_shape, show
+from ...core.checks import check_shape, kind, show
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS
 from ...core.solve import solve
@@ -52,9 +52,7 @@ class AbstractSet(eqx.Module):
 def check_set(name: str, field: str, found: Any) -> None:
     """Raise `TypeError` unless a field holds a set."""
     if not isinstance(found, AbstractSet):
-        raise TypeError(
-            f"{name}: `{field}` must be one of jaxsolve.sets; got {type(found).__name__}."
-        )
+        raise TypeError(f"{name}: `{field}` must be one of jaxsolve.sets; got {kind(found)}.")
 
 
 class AbstractClosedForm(AbstractSet):

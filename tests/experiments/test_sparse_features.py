@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsolve.experiments import carry_out, sparse_features as experiment
+from jaxsolve.experiments import carry_out, elastic_net, sparse_features as experiment
 
 SMALL = replace(
     experiment.EXPERIMENT.quick, penalties=6, folds=3, ratios=2, steps=3, saga=1, least=1e-2
@@ -18,9 +18,9 @@ SMALL = replace(
 @pytest.fixture(scope="module")
 def diabetes():
     with jax.enable_x64(True):
-        data = experiment.load("diabetes", SMALL.folds, 0)
-        logs = experiment.path(SMALL, experiment.DIABETES, data, 0.5)
-        fn = jax.jit(lambda data, logs: experiment.errors(experiment.DIABETES, data, logs))
+        data = elastic_net.load("diabetes", SMALL.folds, 0)
+        logs = elastic_net.path(elastic_net.DIABETES, data, 0.5, SMALL.penalties, SMALL.least)
+        fn = jax.jit(lambda data, logs: elastic_net.errors(elastic_net.DIABETES, data, logs))
         return data, logs, fn(data, logs)
 
 
@@ -42,10 +42,10 @@ def test_folds_leave_each_example_out_once(diabetes):
 
 @pytest.mark.slow
 def test_logistic_paths_are_those_of_saga(x64):
-    task, settings = experiment.CANCER, replace(SMALL, penalties=3)
-    data = experiment.load(task.name, 2, 0)
-    logs = experiment.path(settings, task, data, 0.5)
-    found = jax.jit(lambda data, logs: experiment.errors(task, data, logs))(data, logs)
+    task = elastic_net.CANCER
+    data = elastic_net.load(task.name, 2, 0)
+    logs = elastic_net.path(task, data, 0.5, 3, SMALL.least)
+    found = jax.jit(lambda data, logs: elastic_net.errors(task, data, logs))(data, logs)
     assert bool(jnp.all(found[3]))
     theirs = experiment.saga(data, logs, [0, 1], 1e-10)
     np.testing.assert_allclose(found[1][:2, 0], theirs.weights[:, 0], atol=1e-6)

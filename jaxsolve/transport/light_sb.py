@@ -30,8 +30,8 @@ Scalar = Float[Array, ""]
 
 _SAMPLE = 1024
 """Points of each sample that starts are tried on."""
-_TRIALS = ((5, 2), (15, 1))
-"""Steps of the trials, and how many of the starts go on from there."""
+_TRIAL = 10
+"""Steps of a trial."""
 _CANDIDATES = 8
 _ROUNDS = 10
 
@@ -174,18 +174,18 @@ def _best(fit: Any, first: Any, components: int, starts: int, key: Array) -> Any
         return first(few, components, keys[2], turns[0])
     minimiser = LBFGS()
 
-    def begin(key: Array, turn: Array) -> LBFGSState:
-        return minimiser.init(few, Guess(first(few, components, key, turn)))
+    def one(key: Array, turn: Array) -> tuple[Scalar, Any]:
+        state = minimiser.init(few, Guess(first(few, components, key, turn)))
 
-    def step(states: LBFGSState, _: None) -> tuple[LBFGSState, None]:
-        return jax.vmap(lambda state: minimiser.step(few, state))(states), None
+        def step(state: LBFGSState, _: None) -> tuple[LBFGSState, None]:
+            return minimiser.step(few, state), None
 
-    states = jax.vmap(begin)(keys[2:], turns)
-    for steps, left in _TRIALS:
-        states, _ = jax.lax.scan(step, states, length=steps)
-        order = jnp.argsort(jnp.where(jnp.isfinite(states.value), states.value, jnp.inf))
-        states = jax.tree.map(lambda x, order=order, left=left: x[order[:left]], states)
-    return jax.tree.map(lambda x: x[0], states.primal)
+        state, _ = jax.lax.scan(step, state, length=_TRIAL)
+        return state.value, state.primal
+
+    values, found = jax.vmap(one)(keys[2:], turns)
+    best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
+    return jax.tree.map(lambda x: x[best], found)
 
 
 def _part(points: Float[Array, "n d"], key: Array) -> Float[Array, "p d"]:

@@ -47,6 +47,7 @@ from .levels import (
     check_callable,
     check_fits,
     check_out,
+    crossed,
     open_level,
 )
 
@@ -345,8 +346,21 @@ class Bilevel(AbstractProblem):
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         usable = clean(guess.primal, (self.args, self.upper_set, self.lower_set))
-        result = RESULTS.where(usable, RESULTS.successful, RESULTS.nonfinite_input)
+        result = RESULTS.successful
+        for found, part in zip((self.upper_set, self.lower_set), guess.primal, strict=True):
+            if found is not None:
+                nearest, start = found.problem(part).prepare(None)
+                empty = nearest.screen(Guess(start))[0] == RESULTS.infeasible
+                result = RESULTS.where(empty, RESULTS.infeasible, result)
+        result = RESULTS.where(usable, result, RESULTS.nonfinite_input)
         return result, Point(guess.primal, self.fitting(guess))
+
+    def describe(self) -> list[str]:
+        return [
+            f"`{field}` is empty: `lower` of the Box is above its `upper`."
+            for field in ("upper_set", "lower_set")
+            if crossed(getattr(self, field))
+        ]
 
     def fitting(self, guess: Guess) -> BilevelDual | None:
         """A guess's dual; `None` where it has none, or one of another problem."""

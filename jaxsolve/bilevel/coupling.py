@@ -5,6 +5,8 @@ bounded by the norm of the rows, which 200 ones have at 14. Affine rows are form
 as an orthonormal basis of theirs (dependent rows fall away), inequalities row by row to unit norm
 and then together to norm 1. Other rows are divided by the norms they have at the first point.
 
+An inequality with an infinite side (g = -Inf) asks for nothing: it becomes -1 <= 0.
+
 With h = M w - b, M = U S V' (a singular value decomposition) and rows V' w - S^-1 U' b, multipliers
 u of these are U S^-1 u of h: those of least norm.
 """
@@ -113,7 +115,8 @@ class SmoothRows(AbstractRows):
         return self.scaled(coupling_values(problem, (x, y)))
 
     def scaled(self, values: Vector) -> Vector:
-        return values / self.units
+        idle = (jnp.arange(values.size) >= self.equalities) & (values == -jnp.inf)
+        return jnp.where(idle, -1.0, values) / self.units
 
     def restore(self, multiplier: Vector) -> tuple[Vector, Vector]:
         own = multiplier / self.units
@@ -163,6 +166,8 @@ def affine_rows(problem: Bilevel, primal: Pair) -> AffineRows:
     else:
         basis = Basis(equality[0], equality[1], equality[0][:, :0], jnp.zeros_like(flat[0]))
     rows, side = inequality
+    idle = side == jnp.inf
+    rows, side = jnp.where(idle[:, None], 0.0, rows), jnp.where(idle, 1.0, side)
     if not rows.shape[0]:
         units = side
     else:

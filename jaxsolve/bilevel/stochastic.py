@@ -80,6 +80,9 @@ class StochasticBilevel(AbstractProblem):
     def residual(self, point: Point) -> Residual:
         return self.full.residual(point)
 
+    def describe(self) -> list[str]:
+        return self.full.describe()
+
     def default_solver(self) -> "AbstractSolver":
         from .saba import SABA
 

@@ -33,6 +33,8 @@ Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
 
 
+_DRIFT = 0.5
+"""Of the gradient of F, from which on the penalised residual is no bias."""
 _VIOLATION = 0.1
 """Of the constraints, more than which is no bias of a penalty: there may be no point in them."""
 
@@ -251,9 +253,9 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         return state.penalised / state.size
 
     def status(self, problem: Bilevel, state: ValueFunctionState, tolerance: Scalar) -> Any:
-        # Beyond the size of the gradient of F the residual says nothing about F: the steps were
-        # too long, and the inner point is lost.
-        near = (self.measure(problem, state) <= 1) & (jnp.abs(state.gap) <= state.size)
+        # At half the size of the gradient of F, x and y go down it together (F may be unbounded
+        # below); beyond it the steps were too long, and the inner point is lost.
+        near = (self.measure(problem, state) <= _DRIFT) & (jnp.abs(state.gap) <= state.size)
         ended = state.count >= state.end
         near = near & jax.lax.cond(
             ended, lambda: self._violation(problem, state) <= _VIOLATION, lambda: True

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxsolve as js
+from jaxsolve import sets
 
 
 def pair():
@@ -99,6 +100,72 @@ def test_a_value_that_was_too_low_is_looked_at_again(x64):
     x, y = js.solve(problem, init=(jnp.zeros(3), jnp.array([5.0, 4.0, -3.0]))).value
     root = np.roots([1, 0, 1, -1])
     np.testing.assert_allclose(x, root[np.isreal(root)].real[0] * np.ones(3), atol=1e-7)
+
+
+@pytest.mark.parametrize("limits", [(np.inf, 0.5), (np.inf, np.inf)], ids=["one", "none"])
+@pytest.mark.parametrize("kind", [js.LVHBA, js.BiCGAFFA], ids=lambda kind: kind.__name__)
+def test_infinite_limits_ask_for_nothing(x64, kind, limits):
+    """y = min(x, limit) and (y - 2)^2 + (x - 1)^2: x = y = 3 / 2, or x = 1 and y the limit."""
+    limit = jnp.array(limits)
+    upper = lambda x, y, args: jnp.sum((y - 2) ** 2 + (x - 1) ** 2)
+    coupling = lambda x, y, limit: y - limit
+
+    def value(limit):
+        problem = js.Bilevel(upper, follow, limit, coupling=coupling)
+        return js.solve(problem, js.Polished(kind()), pair())
+
+    solution = value(limit)
+    bound = np.isfinite(limit)
+    np.testing.assert_allclose(solution.value[0], np.where(bound, 1, 1.5), atol=1e-7)
+    np.testing.assert_allclose(solution.value[1], np.where(bound, limit, 1.5), atol=1e-7)
+    np.testing.assert_allclose(solution.dual.inequality, np.where(bound, 1, 0), atol=1e-7)
+    slope = jax.jacrev(lambda limit: value(limit).value[1])(limit)
+    np.testing.assert_allclose(slope, np.diag(bound), atol=1e-7)
+
+
+@pytest.mark.parametrize("field", ["upper_set", "lower_set"])
+def test_a_crossed_set_is_infeasible(field):
+    crossed = sets.Box(jnp.array([0.0, 1.0]), 0.5)
+    problem = js.Bilevel(near, follow, **{field: crossed})
+    assert js.check(problem) == [f"`{field}` is empty: `lower` of the Box is above its `upper`."]
+    assert js.check(js.Bilevel(near, follow, **{field: sets.Box(upper=1.0)})) == []
+    for solver in (None, js.LVHBA(steps=10)):
+        assert js.solve(problem, solver, pair(), throw=False).result == js.RESULTS.infeasible
+    gradient = jax.grad(
+        lambda end: js.solve(
+            js.Bilevel(near, follow, **{field: sets.Box(jnp.array([0.0, 1.0]), end)}),
+            init=pair(),
+            throw=False,
+        ).value[0].sum()
+    )(0.5)  # fmt: skip
+    assert np.isnan(gradient)
+
+
+def test_a_crossed_set_of_samples_is_infeasible():
+    level = lambda x, y, batch, args: follow(x, y, args) + jnp.mean(batch)
+    data, crossed = jnp.ones((4, 2)), sets.Box(1.0, 0.5)
+    problem = js.StochasticBilevel(level, level, data, data, batch_size=2, upper_set=crossed)
+    assert "`upper_set` is empty" in js.check(problem)[0]
+    found = js.solve(problem, js.SOBA(steps=10), pair(), throw=False)
+    assert found.result == js.RESULTS.infeasible
+
+
+UNBOUNDED = {
+    "linear": lambda x, y, args: jnp.sum(x),
+    "linear in y": lambda x, y, args: jnp.sum(y),
+    "concave": lambda x, y, args: -jnp.sum(x**2),
+}
+
+
+@pytest.mark.parametrize("level", UNBOUNDED)
+def test_an_upper_level_unbounded_below_is_not_solved(x64, level):
+    """`stalled`, as `Minimise` says it: there is no proof of it from values."""
+    problem = js.Bilevel(UNBOUNDED[level], follow)
+    alone = js.Minimise(lambda y, args: UNBOUNDED[level](y, y, args))
+    solvers = (None, js.LVHBA(), js.BiCGAFFA(), js.MEHA(), js.Polished(js.LVHBA()))
+    found = [js.solve(problem, s, (jnp.ones(2), jnp.ones(2)), throw=False) for s in solvers]
+    found.append(js.solve(alone, init=jnp.ones(2), throw=False))
+    assert all(solution.result == js.RESULTS.stalled for solution in found)
 
 
 def test_a_step_function_is_no_affine_constraint():

@@ -29,6 +29,7 @@ from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
+from .certificates import scaled, separation
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .cones import AbstractSymmetricCone, Product, Zero
@@ -55,7 +56,7 @@ class State(eqx.Module):
             the residual to be halved.
         counts: mode, Newton steps in a row, steps without progress, what is proved.
         convex: whether P has a factor.
-        point: the answer by field, the certificate where there is one.
+        point: after `finish`, the answer by field, or what proves that there is none.
     """
 
     ray: Ray
@@ -184,7 +185,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         # The point x/tau, or Newton's, and what to do next.
         x = jnp.where(polish, state.trial_x + p_x, moved.x / moved.tau)
         z = jnp.where(polish, state.trial_z + p_z, moved.z / moved.tau)
-        error, _ = form.error(x, form.apply(x), form.bend(x), z)
+        row, bent = form.apply(x), form.bend(x)
+        error, _ = form.error(x, row, bent, z)
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
         gained = polish & (error < 0.5 * trial_error)
         near = ~polish & (error <= aim)
@@ -196,7 +198,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        proved, point = _certificate(problem, form, cone, ray)
+        found = _proof(form, h, Ray(x, z, moved.s / moved.tau, moved.tau, moved.kappa), row, bent)
+        proved = jnp.where(takes, found, proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
         return State(
@@ -206,7 +209,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark)]),
             counts=jnp.stack([c.astype(jnp.int32) for c in counts]),
             convex=state.convex,
-            point=point,
+            point=state.point,
         )
 
     def measure(self, problem: ConeProgram, state: State) -> Float[Array, ""]:
@@ -223,15 +226,15 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         return solved | stalled | (proved != OPEN) | ~state.convex, result
 
     def finish(self, problem: ConeProgram, state: State) -> State:
-        form, ray = _form(problem)[0], state.ray
+        (form, cone, _), ray = _form(problem), state.ray
         newton = state.levels[1] <= state.levels[0]
         x = jnp.where(newton, state.trial_x, ray.x / positive(ray.tau))
         z = jnp.where(newton, state.trial_z, ray.z / positive(ray.tau))
         z = form.complementary(x, z, _weight(form), self.measure(problem, state))
-        proved = state.counts[3] != OPEN
-        found = Point(x, form.split(z))
-        point = jax.tree.map(lambda p, f: jnp.where(proved, p, f), state.point, found)
-        return eqx.tree_at(lambda s: s.point, state, point)
+        proved, far = state.counts[3] != OPEN, cone.project_dual(ray.z)
+        x = jnp.where(proved, ray.x / positive(largest(ray.x)), x)
+        z = jnp.where(proved, far / positive(largest(far)), z)
+        return eqx.tree_at(lambda s: s.point, state, Point(x, form.split(z)))
 
     def point(self, problem: ConeProgram, state: State) -> Point:
         return state.point
@@ -271,16 +274,18 @@ def _first(cone: Product, root, x, z, free) -> Ray:
     return Ray(x, own, jnp.where(free, s, 0), one, one)
 
 
-def _certificate(
-    problem: ConeProgram, form: Form, cone: Product, ray: Ray
-) -> tuple[Int[Array, ""], Point]:
-    """Whether the iterate proves something, and the proof."""
-    z = cone.project_dual(ray.z)
-    point = Point(ray.x / positive(largest(ray.x)), form.split(z / positive(largest(z))))
-    infeasible = problem.certificate(point, RESULTS.infeasible)
-    unbounded = problem.certificate(point, RESULTS.unbounded)
-    proved = jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
-    return proved, point
+def _proof(form: Form, h: Array, ray: Ray, row: Array, bent: Array) -> Int[Array, ""]:
+    """What an iterate proves, from Kx and Px at it: as in `ConeProgram.certificate`, which is asked
+    at the end."""
+    size = positive(jnp.sqrt(form.squares(1)))
+    below = (row + ray.s) / size
+    if form.P is not None:
+        below = jnp.append(below, scaled(form.P, bent))
+    far = 10 * largest(jnp.append(h / size, 0)) * largest(form.transposed(ray.z))
+    infeasible = separation(h * ray.z, far)
+    miss = 10 * largest(form.q) * largest(jnp.append(below, 0))
+    unbounded = separation(form.q * ray.x, miss)
+    return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 
 def _itself(d: Array) -> Array:

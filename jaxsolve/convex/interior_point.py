@@ -194,10 +194,10 @@ def _step(state: State) -> State:
 
     # Interior: one length for all, short of the boundary. Start: z and -z, shifted to be positive.
     length = jnp.minimum(_reach(old, second, inside) * jnp.clip(1 - mu, 0.99, 1 - 1e-5), 1)
-    ends = jnp.where(free, jnp.stack([-first.z, first.z]), -1)
+    least = jnp.minimum(reduced.dual_scale, 1)
+    ends = jnp.where(free, jnp.stack([least - first.z, 1 + first.z]), 0)
     # Without entries a maximum has no derivative: there is one more.
-    ends = jnp.pad(ends, ((0, 0), (0, 1)), constant_values=-1)
-    up, down = jnp.max(ends, axis=1) + 1
+    up, down = jnp.max(jnp.pad(ends, ((0, 0), (0, 1))), axis=1)
     once, twice = start | polish, jnp.where(start, 0, jnp.where(polish, 1, length))
 
     def total(a: Array, b: Array) -> Array:

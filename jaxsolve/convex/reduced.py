@@ -36,7 +36,8 @@ class Reduced(eqx.Module):
         fixed: rows that are equalities (lower = upper).
         dependent: whether rows of A depend on each other, so that the reduction loses solutions.
         curvature: the largest diagonal entry of H, 1 for a linear program.
-        dual_scale, primal_scale: sizes of the data.
+        dual_scale, primal_scale: sizes of the data. That of the objective has no floor: a covariance
+            of 1e-6 is solved as the same one of 1.
     """
 
     rotation: Float[Array, "n n"] | None
@@ -286,6 +287,9 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     biggest = largest(square)
     square = jnp.where(biggest > 0, jnp.maximum(square, jnp.finfo(q.dtype).eps * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
+    # No more than 1, as if x were of that size; a program without objective counts as 1.
+    dual_scale = jnp.clip(jnp.max(jnp.diagonal(P)), 0, 1)
+    dual_scale = jnp.maximum(jnp.maximum(dual_scale, largest(q)), largest(gradient))
     out = Reduced(
         rotation=rotation,
         triangle=triangle,
@@ -299,7 +303,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         fixed=fixed & present,
         dependent=dependent,
         curvature=curvature,
-        dual_scale=jnp.maximum(jnp.maximum(one, largest(q)), largest(gradient)),
+        dual_scale=jnp.where(dual_scale > 0, dual_scale, one),
         primal_scale=one if b is None else jnp.maximum(one, largest(b)),
         bounds=bounds,
         inequalities=count,

@@ -71,6 +71,18 @@ def test_regular_programs_agree_with_clarabel(x64):
         np.testing.assert_allclose(solution.value[lane], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", ["ActiveSet", "InteriorPoint"])
+def test_a_small_objective_is_minimised_as_well(solver):
+    # In float32, with entries of 1e-6, any feasible point meets a tolerance of 1e-4.
+    many = [programs.regular(seed) for seed in range(15)]
+    small = [{**data, "P": 1e-6 * data["P"], "q": 1e-6 * data["q"]} for data in many]
+    solution = batch(small, SOLVERS[solver], jnp.float32)
+    assert np.all(solution.success)
+    for lane, data in enumerate(many):
+        expected = programs.by_clarabel(data)
+        np.testing.assert_allclose(solution.value[lane], expected, atol=1e-3)
+
+
 def test_derivative_against_the_active_set(x64):
     many = [programs.regular(seed) for seed in range(15)]
     cotangent = np.random.default_rng(0).normal(size=programs.SIZE)

@@ -167,8 +167,11 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
         solved = new.lower.stats.residual.within(jnp.maximum(10 * tolerance, state.goal))
         value = jnp.where(solved, new.value, jnp.nan)
         moved = descent.move(state.descent, x, value, new.gradient)
-        begun = descent.init(x, new.value, new.gradient, state.descent)
-        rule = jax.tree.map(lambda n, m: jnp.where(again, n, m), begun, moved.state)
+        rule = jax.lax.cond(
+            again,
+            lambda: descent.init(x, new.value, new.gradient, state.descent),
+            lambda: moved.state,
+        )
         taken = moved.accepted | again
         at = jax.tree.map(lambda n, o: jnp.where(taken, n, o) if eqx.is_array(n) else n, new, at)
         nearer = at.measure < 0.9 * state.best

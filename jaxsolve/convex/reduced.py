@@ -36,8 +36,8 @@ class Reduced(eqx.Module):
         fixed: rows that are equalities (lower = upper).
         dependent: whether rows of A depend on each other, so that the reduction loses solutions.
         curvature: the largest diagonal entry of H, 1 for a linear program.
-        dual_scale, primal_scale: sizes of the data. That of the objective has no floor: a covariance
-            of 1e-6 is solved as the same one of 1.
+        dual_scale, primal_scale: sizes of the data. The objective's has no floor: a covariance of
+            1e-6 is solved as the same one of 1.
     """
 
     rotation: Float[Array, "n n"] | None

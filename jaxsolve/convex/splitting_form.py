@@ -166,11 +166,15 @@ class Form(eqx.Module):
         bent: Float[Array, " n"],
         y: Float[Array, " rows"],
     ) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-        """The natural residual, each part over its scale as in `residual`; and the gradient."""
+        """The natural residual, each part over its scale as in `residual`, but that of a small
+        objective is not 1; and the gradient."""
         pushes = self.pushes(y)
         gradient = sum(pushes, bent + self.q)
         one = jnp.ones_like(x[0])
-        dual = jnp.max(jnp.stack([one, *(largest(t) for t in (bent, self.q, *pushes))]))
+        # An operator has no diagonal but an estimate of several products.
+        least = jnp.clip(jnp.max(self.diagonal()), 0, 1) if self.dense else one
+        dual = jnp.max(jnp.stack([least, *(largest(t) for t in (bent, self.q, *pushes))]))
+        dual = jnp.where(jnp.maximum(least, largest(self.q)) > 0, dual, jnp.maximum(dual, one))
         error = largest(gradient) / dual
         if self.count == 0:
             return error, gradient

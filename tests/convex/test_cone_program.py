@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cone_programs import planted
+from cone_programs import by_clarabel, planted
 
 import jaxsolve as js
 
@@ -50,6 +50,21 @@ def test_nonnegative_rows_have_the_conditions_of_a_quadratic_program(x64):
     found, expected = _problem(data, cones).optimality(point), other.optimality(point)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", [js.InteriorPoint(), js.OperatorSplitting()])
+def test_a_small_objective_is_minimised_as_well(solver):
+    # In float32, with entries of 1e-6, any feasible point meets a tolerance of 1e-4.
+    cones, rng = (js.Nonnegative(2), js.SecondOrder(4)), np.random.default_rng(0)
+    many = [planted(rng, cones, 5, 1)[0] for _ in range(8)]
+    names = ("P", "q", "A", "b", "G", "h")
+    batch = {k: jnp.asarray(np.stack([data[k] for data in many]), jnp.float32) for k in names}
+    batch |= {k: 1e-6 * batch[k] for k in ("P", "q")}
+    run = jax.jit(jax.vmap(lambda data: js.solve(_problem(data, cones), solver, throw=False)))
+    solution = run(batch)
+    assert np.all(solution.success)
+    for lane, data in enumerate(many):
+        np.testing.assert_allclose(solution.value[lane], by_clarabel(data, cones)[0], atol=1e-2)
 
 
 def test_certificates_are_checked_against_the_data(x64):

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import identity, largest, matmul
+from .fields import check_multipliers
 from .iterate import iterate_at, natural_error
 from .polish import ActiveSystem, active_system, answer, polish
 from .quadratic_program import QuadraticProgram
@@ -85,6 +86,7 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         require_dense(self, problem)
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
+        check_multipliers(problem, guess)
         reduced = reduce(problem)
         zero = jnp.zeros_like(reduced.dual_scale)
         none = jnp.zeros_like(reduced.gradient)

@@ -36,6 +36,7 @@ from .cones import AbstractSymmetricCone, Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
 from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
+from .fields import check_multipliers
 from .interior_point import UNKNOWN, less
 from .reduced import require_arrays
 from .splitting_form import Form, RowSlope, first_level, form_of, row_weights
@@ -89,6 +90,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         require_arrays("InteriorPoint", problem)
 
     def init(self, problem: ConeProgram, guess: Guess) -> State:
+        check_multipliers(problem, guess)
         form, cone, h = _form(problem)
         x, one = guess.primal, jnp.ones_like(form.q[0])
         dual = problem.zero_dual() if guess.dual is None else guess.dual

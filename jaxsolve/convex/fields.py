@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core.checks import check_shape
-from ..core.solution import Dual, is_traced
+from ..core.solution import Dual, Guess, is_traced
 from . import sparse
 
 
@@ -77,6 +77,26 @@ def prepare(
     if P is not None and not sparse.is_matrix_free(P):
         found["P"] = (P + P.T) / 2
     return found, value
+
+
+def check_multipliers(problem: Any, guess: Guess) -> None:
+    """Raise `TypeError` where a `Solution` to start from has multipliers of other fields."""
+    if guess.dual is None:
+        return
+    found, own = (jax.tree.map(_show, dual) for dual in (guess.dual, problem.zero_dual()))
+    if jax.tree.flatten(found) != jax.tree.flatten(own):
+        raise TypeError(
+            f"{type(problem).__name__}: `init` is a solution with multipliers {_listed(found)}, "
+            f"but those of this problem are {_listed(own)}. Start from its value alone: "
+            "init=solution.value."
+        )
+
+
+def _listed(shapes: Any) -> str:
+    if not isinstance(shapes, Dual):
+        return str(shapes)
+    named = {name: getattr(shapes, name) for name in ("equality", "inequality", "lower", "upper")}
+    return ", ".join(f"{name} {x}" for name, x in named.items() if x is not None) or "none"
 
 
 def two_sided(A: Array, l: Array, u: Array) -> dict[str, Array]:

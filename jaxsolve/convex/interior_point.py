@@ -25,6 +25,7 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import largest
 from .cone_program import ConeProgram
+from .fields import check_multipliers
 from .iterate import Iterate, active_weight, direction, iterate_at, natural_error, unpack
 from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
@@ -85,6 +86,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         require_dense(self, problem)
 
     def init(self, problem: QuadraticProgram, guess: Guess) -> State:
+        check_multipliers(problem, guess)
         reduced = reduce(problem)
         zero = jnp.zeros_like(reduced.dual_scale)
         none, nothing = jnp.zeros_like(reduced.gradient), jnp.zeros_like(reduced.limit)

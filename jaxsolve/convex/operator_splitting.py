@@ -29,6 +29,7 @@ from ..core.vectors import largest
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .curvature import is_convex
+from .fields import check_multipliers
 from .quadratic_program import QuadraticProgram
 from .splitting_form import Form, first_level, form_of, row_weights
 from .splitting_systems import AbstractSystem, system_of
@@ -88,6 +89,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
         check_kind(self, problem, QuadraticProgram, ConeProgram)
 
     def init(self, problem: QuadraticProgram | ConeProgram, guess: Guess) -> State:
+        check_multipliers(problem, guess)
         form = form_of(problem)
         x = guess.primal
         zero = jnp.zeros_like(x[0])

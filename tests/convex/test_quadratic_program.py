@@ -41,6 +41,15 @@ def test_an_init_of_another_shape_is_refused():
         js.solve(js.QuadraticProgram(EYE, ONES), init=jnp.ones(2))
 
 
+@pytest.mark.parametrize("solver", [js.ActiveSet(), js.InteriorPoint(), js.OperatorSplitting()])
+def test_a_solution_of_other_constraints_is_refused_as_a_start(solver):
+    other = js.solve(js.QuadraticProgram(EYE, ONES, lower=0.0))
+    problem = js.QuadraticProgram(EYE, ONES, A=jnp.ones((1, 3)), b=jnp.ones(1))
+    with pytest.raises(TypeError, match=r"`init` .* lower float32\[3\], .* equality float32\[1\]"):
+        js.solve(problem, solver, other)
+    np.testing.assert_allclose(js.solve(problem, solver, other.value).value, ONES / 3, atol=1e-4)
+
+
 def test_check_says_what_is_wrong_in_words(x64):
     A = jnp.array([[1.0, 0, 0], [1.0, 0, 0]])
     say = lambda *args, **fields: " ".join(js.check(js.QuadraticProgram(*args, **fields)))

@@ -28,9 +28,9 @@ from .unbalanced import UnbalancedParameters, UnbalancedProblem, checked
 
 Scalar = Float[Array, ""]
 
-_SAMPLE = 1024
+_SAMPLE = 512
 """Points of each sample that starts are tried on."""
-_TRIAL = 10
+_TRIAL = 20
 """Steps of a trial."""
 _CANDIDATES = 8
 _ROUNDS = 10

@@ -29,6 +29,7 @@ from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
+from . import sparse
 from .certificates import scaled, separation
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
@@ -200,8 +201,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        found = _proof(form, h, Ray(x, z, moved.s / moved.tau, moved.tau, moved.kappa), row, bent)
-        proved = jnp.where(takes, found, proved)
+        proved = jnp.where(takes, _proof(form, cone, h, x, cone.project_dual(z), row, bent), proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
         return State(
@@ -276,17 +276,19 @@ def _first(cone: Product, root, x, z, free) -> Ray:
     return Ray(x, own, jnp.where(free, s, 0), one, one)
 
 
-def _proof(form: Form, h: Array, ray: Ray, row: Array, bent: Array) -> Int[Array, ""]:
-    """What an iterate proves, from Kx and Px at it: as in `ConeProgram.certificate`, which is asked
-    at the end."""
-    size = positive(jnp.sqrt(form.squares(1)))
-    below = (row + ray.s) / size
+def _proof(form: Form, cone: Product, h, x, z, row, bent) -> Int[Array, ""]:
+    """What x and z prove, from Kx and Px: as in `ConeProgram.certificate`, which is asked at the
+    end."""
+    size = jnp.concatenate([form.q[:0], *(sparse.sizes(matrix) for matrix in form.matrices)])
+    size = positive(size)
+    # One size a cone: a cone is not one any more when its rows are scaled apart.
+    whole = cone.each([jnp.max(own, axis=1) for own in cone.split(size)])
+    out = (-row - cone.project(-row)) / jnp.where(form.fixed(), size, whole)
     if form.P is not None:
-        below = jnp.append(below, scaled(form.P, bent))
-    far = 10 * largest(jnp.append(h / size, 0)) * largest(form.transposed(ray.z))
-    infeasible = separation(h * ray.z, far)
-    miss = 10 * largest(form.q) * largest(jnp.append(below, 0))
-    unbounded = separation(form.q * ray.x, miss)
+        out = jnp.append(out, scaled(form.P, bent))
+    far = largest(jnp.append(h / size, 0)) * largest(form.transposed(z))
+    infeasible = separation(h * z, far)
+    unbounded = separation(form.q * x, largest(form.q) * largest(jnp.append(out, 0)))
     return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 

@@ -126,7 +126,10 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
 
     def status(self, problem, state, tolerance):
         _, _, steps, slow, proved = state.counts
-        solved = self.measure(problem, state) <= tolerance
+        # The residual of the verdict has other scales than the rows of the reduced program: 1 to 5
+        # times as large where there is no interior. No polish makes up for that.
+        noise = 100 * jnp.finfo(tolerance.dtype).eps
+        solved = self.measure(problem, state) <= jnp.maximum(tolerance / 10, noise)
         stalled = (slow >= PATIENCE) | (steps >= STEPS)
         result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
         result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)

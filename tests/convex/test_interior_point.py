@@ -83,6 +83,24 @@ def test_a_small_objective_is_minimised_as_well(solver):
         np.testing.assert_allclose(solution.value[lane], expected, atol=1e-3)
 
 
+def test_a_feasible_set_of_one_point_is_found(x64):
+    """As many equalities as variables, and the rest active there: no interior, all multipliers."""
+    rng, many = np.random.default_rng(0), []
+    for _ in range(100):
+        root, A, G = rng.normal(size=(3, 2)), rng.normal(size=(3, 3)), rng.normal(size=(2, 3))
+        inside = rng.normal(size=3)
+        spare = np.where(rng.random((2, 3)) < 0.5, 0, rng.random((2, 3)))
+        bounds = {"lower": inside - spare[0], "upper": inside + 1}
+        sides = {"b": A @ inside, "h": G @ inside + spare[1, :2]}
+        P, q = root @ root.T, rng.normal(size=3)
+        many.append({"P": P, "q": q, "A": A, "G": G, **sides, **bounds})
+    solution = batch(many, InteriorPoint(), jnp.float64)
+    assert np.all(solution.success)
+    for lane, data in enumerate(many):
+        expected = np.linalg.solve(data["A"], data["b"])
+        np.testing.assert_allclose(solution.value[lane], expected, atol=1e-6)
+
+
 def test_derivative_against_the_active_set(x64):
     many = [programs.regular(seed) for seed in range(15)]
     cotangent = np.random.default_rng(0).normal(size=programs.SIZE)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..core.checks import show
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
-from ..core.vectors import clean, largest, matmul, positive
+from ..core.vectors import clean, finite, largest, matmul, positive
 from .covariances import AbstractCovariance, Shape
 from .light_bridge import LightBridge, Scalar
 from .mixture import log_densities
@@ -76,13 +76,13 @@ class SchrodingerBridge(AbstractProblem):
         """The fit of a light bridge with covariances of a family."""
         x0, x1 = self._samples()
         epsilon = jnp.asarray(self.epsilon, x0.dtype)
-        valid = epsilon > 0
-        # Any number where there is none: a refused lane's NaN must not reach others.
-        epsilon = jnp.where(valid, epsilon, jnp.ones_like(epsilon))
+        valid = (epsilon > 0) & finite(x0, x1)
+        # Any numbers where there are none: a refused lane's NaN must not reach others.
+        epsilon = jnp.where(epsilon > 0, epsilon, jnp.ones_like(epsilon))
+        x0, x1 = (jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) for x in (x0, x1))
         means = jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)
         inputs, targets = x0 - means[0], x1 - means[1]
-        means, usable = jax.tree.map(jnp.nan_to_num, (means, inputs))
-        covariance = matmul(usable.T, usable) / usable.shape[0]
+        covariance = matmul(inputs.T, inputs) / inputs.shape[0]
         fixed = jax.lax.stop_gradient((jnp.diagonal(covariance), jnp.var(targets, axis=0), epsilon))
         spread = gaussian_spread(*fixed)
         size = jnp.max(jnp.sqrt(fixed[0] * fixed[1])) / positive(fixed[2])
@@ -174,7 +174,7 @@ class LightProblem(AbstractProblem):
         unit: u.
         scale: the size of the two parts of the gradient that balance at a solution.
         family: of the S_k.
-        valid: whether epsilon was positive; it is 1 here if it was not.
+        valid: whether epsilon was positive, and the points finite; else other numbers stand here.
     """
 
     inputs: Float[Array, "n d"]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..core.checks import check_absent, check_kind, show
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
-from ..core.vectors import matmul, positive
+from ..core.vectors import finite, matmul, positive
 from ..smooth.lbfgs import LBFGS, LBFGSState
 from .bridge import LightParameters, LightProblem, SchrodingerBridge, gaussian_spread
 from .covariances import AbstractCovariance, Diagonal
@@ -100,7 +100,15 @@ def prepare(
     if init is None:
         key = jax.random.key(0) if key is None else key
         return fit, start(fit, solver.components, solver.starts, key)
-    return fit, fit.parameters(_checked(solver, fit, init))
+    return _usable(fit, fit.parameters(_checked(solver, fit, init)))
+
+
+def _usable(fit: Any, guess: Any) -> tuple[Any, Any]:
+    """A fit and a given guess; where that is not finite the fit is not valid, and other numbers
+    stand in it: a refused lane's NaN must not reach others."""
+    valid = fit.valid & finite(guess)
+    guess = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), guess)
+    return eqx.tree_at(lambda f: f.valid, fit, valid), guess
 
 
 def _checked(solver: Any, fit: LightProblem, init: Any) -> LightBridge:
@@ -130,7 +138,7 @@ def _unbalanced(
     if init is not None:
         given = checked(init, fit, solver.components)
         _checked(solver, balanced, given.bridge)
-        return fit, fit.parameters(given)
+        return _usable(fit, fit.parameters(given))
     key = jax.random.key(0) if key is None else key
     return fit, _best(fit, _unbalanced_start, solver.components, solver.starts, key)
 

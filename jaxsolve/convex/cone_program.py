@@ -11,6 +11,7 @@ Pi the projection on K: the last line says that s is in K, z in its dual cone, a
 nonnegative cone it is min(z, s) = 0.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import equinox as eqx
@@ -46,6 +47,13 @@ class Conditions(NamedTuple):
     dual_scale: Float[Array, ""]
 
 
+def as_cones(cones: Iterable[AbstractCone] | AbstractCone) -> tuple[AbstractCone, ...]:
+    """`cones` as a tuple; `TypeError` for one alone."""
+    if isinstance(cones, AbstractCone):
+        raise TypeError(f"`cones` is {cones!r} alone; give a list of cones, as [SecondOrder(3)].")
+    return tuple(cones)
+
+
 class ConeProgram(AbstractProblem):
     """minimise x'Px/2 + q'x subject to Ax = b and h - Gx in a product of cones.
 
@@ -76,7 +84,7 @@ class ConeProgram(AbstractProblem):
     b: Float[Array, " p"] | None = eqx.field(default=None, kw_only=True)
     G: Matrix | None = eqx.field(default=None, kw_only=True)
     h: Float[Array, " m"] | None = eqx.field(default=None, kw_only=True)
-    cones: tuple[AbstractCone, ...] = eqx.field(default=(), kw_only=True, converter=tuple)
+    cones: tuple[AbstractCone, ...] = eqx.field(default=(), kw_only=True, converter=as_cones)
 
     @property
     def cone(self) -> Product:

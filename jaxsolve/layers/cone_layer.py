@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from ..convex.cone_program import ConeProgram
+from ..convex.cone_program import ConeProgram, as_cones
 from ..convex.cones import AbstractCone
 from ..core.adjoint import AbstractAdjoint
 from ..core.solve import solve
@@ -31,7 +31,7 @@ class ConeLayer(eqx.Module):
         adjoint: as in `solve`; `None`: `Implicit()`.
     """
 
-    cones: tuple[AbstractCone, ...] = eqx.field(converter=tuple)
+    cones: tuple[AbstractCone, ...] = eqx.field(converter=as_cones)
     solver: Any = None
     adjoint: AbstractAdjoint | None = None
 

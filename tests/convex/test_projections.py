@@ -551,6 +551,12 @@ def test_errors_name_the_field(region, point, error, match):
         js.project(point, region)
 
 
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_traced_count_is_refused_by_name():
+    with pytest.raises(TypeError, match="KSparse: `k` must be an int"):
+        jax.jit(lambda k: js.project(jnp.ones(3), sets.KSparse(k)))(2)
+
+
 def test_only_convex_sets_intersect():
     with pytest.raises(TypeError, match="KSparse, is not convex"):
         sets.Intersection(sets.Box(0.0), sets.KSparse(1))

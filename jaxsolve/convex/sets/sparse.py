@@ -24,9 +24,12 @@ class KSparse(AbstractClosedForm):
 
     k: int = eqx.field(static=True)
 
-    def fit(self, point: Array) -> Self:
+    def __check_init__(self):
+        # Before a static field meets `jit`, which would refuse a tracer in other words.
         if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 0:
             raise TypeError(f"KSparse: `k` must be an int, at least 0; got {self.k!r}.")
+
+    def fit(self, point: Array) -> Self:
         if self.k > point.size:
             raise ValueError(
                 f"KSparse: `k` is {self.k}, but `point` has only {point.size} entries."

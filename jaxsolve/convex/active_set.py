@@ -274,4 +274,4 @@ def _violation(
     """The largest violation of a row outside the working set, relative to the data's size."""
     over = jnp.where(reduced.fixed, jnp.abs(basic), -basic)
     over = jnp.where(working | (reduced.penalty == 0), 0, over)
-    return largest(jnp.maximum(over, 0)) / reduced.primal_scale
+    return largest(jnp.maximum(over, 0) / reduced.primal_scale)

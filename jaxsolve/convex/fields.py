@@ -124,11 +124,11 @@ def two_sided(A: Array, l: Array, u: Array) -> dict[str, Array]:
     return out
 
 
-def pairs(dual: Dual, slack: Dual) -> Iterator[tuple[Array, Array]]:
-    """The complementary pairs (dual, slack) of all present fields."""
+def pairs(*parts: Dual) -> Iterator[tuple[Array, ...]]:
+    """What `parts` (dual and slack, and more of their structure) have of each inequality field."""
     for name in ("inequality", "lower", "upper"):
-        if getattr(dual, name) is not None:
-            yield getattr(dual, name), getattr(slack, name)
+        if getattr(parts[0], name) is not None:
+            yield tuple(getattr(part, name) for part in parts)
 
 
 def _floating(name: str, field: str, value: Any) -> Any:

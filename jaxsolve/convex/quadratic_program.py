@@ -32,12 +32,13 @@ SMALL = 10
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions before complementarity, and the sizes of what was added up."""
+    """The optimality conditions before complementarity, and the sizes of what was added up: of each
+    field, 1 or more, and for the gradient."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
     slack: Dual
-    primal_terms: list[Array]
+    sizes: Dual
     dual_terms: list[Array]
 
 
@@ -107,34 +108,42 @@ class QuadraticProgram(AbstractProblem):
         """The gradient of the Lagrangian, Ax - b and the slacks."""
         x, dual = point.primal, point.dual
         terms = [sparse.symmetric(self.P, x), self.q]
-        sizes, pushes, equality = [], [counted(terms[0], x), self.q], None
-        slack = Dual()
+        pushes, equality = [counted(terms[0], x), self.q], None
+        slacks, sizes = {}, {}
         if self.A is not None and self.b is not None:
             row = sparse.apply(self.A, x)
             equality = row - self.b
             terms.append(sparse.transposed(self.A, dual.equality))
-            sizes += [counted(row, x), self.b]
+            sizes["equality"] = jnp.maximum(counted(row, x), largest(self.b))
             pushes.append(counted(terms[-1], dual.equality))
         if self.G is not None and self.h is not None:
             row = sparse.apply(self.G, x)
-            slack = Dual(inequality=self.h - row)
+            slacks["inequality"] = self.h - row
             terms.append(sparse.transposed(self.G, dual.inequality))
-            sizes.append(counted(row, x))
+            sizes["inequality"] = self._counted(row, x)
             pushes.append(counted(terms[-1], dual.inequality))
         if self.lower is not None:
-            slack = eqx.tree_at(lambda d: d.lower, slack, x - self.lower, is_leaf=_none)
+            slacks["lower"] = x - self.lower
             terms.append(-dual.lower)
-            sizes.append(counted(x, x))
+            sizes["lower"] = self._counted(x, x)
             pushes.append(counted(dual.lower, dual.lower))
         if self.upper is not None:
-            slack = eqx.tree_at(lambda d: d.upper, slack, self.upper - x, is_leaf=_none)
+            slacks["upper"] = self.upper - x
             terms.append(dual.upper)
-            sizes.append(counted(x, x))
+            sizes["upper"] = self._counted(x, x)
             pushes.append(counted(dual.upper, dual.upper))
+        sizes = {name: jnp.maximum(size, 1) for name, size in sizes.items()}
         gradient = terms[0]
         for term in terms[1:]:
             gradient = gradient + term
-        return Conditions(gradient, equality, slack, sizes, pushes)
+        return Conditions(gradient, equality, Dual(**slacks), Dual(**sizes), pushes)
+
+    def _counted(self, term: Float[Array, " m"], x: Float[Array, " n"]) -> Float[Array, ""]:
+        """The size of `term`, up to that of the sides where x is far away."""
+        sides = [s for s in (self.b, self.h, self.lower, self.upper) if s is not None]
+        finite = [jnp.where(jnp.isfinite(s), s, 0) for s in sides]
+        own = largest(jnp.concatenate([jnp.ravel(s) for s in finite]))
+        return jnp.maximum(counted(term, x), jnp.minimum(largest(term), own))
 
     def optimality(self, point: Point) -> Point:
         return self._relaxed(point, jnp.minimum)
@@ -169,31 +178,30 @@ class QuadraticProgram(AbstractProblem):
     def residual(self, point: Point) -> Residual:
         """Maximum norms, judged against the size of what was added up to form them.
 
-        The primal scale is max(1, |Ax|, |b|, |Gx|, |x|), with x where there are bounds; the dual
-        one max(1, |Px|, |q|, |A'y|, |G'z|, |w|), where products with x or multipliers above 1e6
-        (1e3 in float32) count no more than at that size. Complementarity is max |min(dual, slack)|;
-        each pair is judged by the scale of the smaller of the two, and `scale` says what that came
-        to.
+        The primal scale of a field is max(1, |Ax|, |b|), max(1, |Gx|) or max(1, |x|): large rows of
+        A say nothing of bounds. The dual one is max(1, |Px|, |q|, |A'y|, |G'z|, |w|). Products with
+        x or multipliers above 1e6 (1e3 in float32) count no more than at that size, or than b, h
+        and finite bounds. Complementarity is max |min(dual, slack)|; each pair is judged by the
+        scale of the smaller of the two. `scale` says what that came to.
         """
         found = self.conditions(point)
         one = jnp.ones_like(point.primal[0])
         zero = jnp.zeros_like(one)
-        primal_scale = jnp.maximum(one, _largest(found.primal_terms, zero))
         dual_scale = jnp.maximum(one, _largest(found.dual_terms, zero))
-        below, natural, scaled = [], [], []
-        for dual, slack in fields.pairs(point.dual, found.slack):
-            below.append(jnp.minimum(slack, 0))
+        amiss, amiss_scaled, natural, natural_scaled, largest_size = [], [], [], [], one
+        if found.equality is not None:
+            largest_size = found.sizes.equality
+            amiss, amiss_scaled = [found.equality], [found.equality / largest_size]
+        for dual, slack, size in fields.pairs(point.dual, found.slack, found.sizes):
+            amiss.append(jnp.minimum(slack, 0))
+            amiss_scaled.append(amiss[-1] / size)
             natural.append(jnp.minimum(dual, slack))
-            scaled.append(jnp.minimum(dual / dual_scale, slack / primal_scale))
-        equality = [] if found.equality is None else [found.equality]
-        primal, worst = _largest(equality + below, zero), _largest(natural, zero)
-        relative = _largest(scaled, zero)
-        present = relative > 0
-        scale = jnp.where(
-            present,
-            worst / jnp.where(present, relative, one),
-            jnp.maximum(primal_scale, dual_scale),
-        )
+            natural_scaled.append(jnp.minimum(dual / dual_scale, slack / size))
+            largest_size = jnp.maximum(largest_size, size)
+        primal, worst = _largest(amiss, zero), _largest(natural, zero)
+        primal_scale = _scale(primal, _largest(amiss_scaled, zero), largest_size)
+        widest = jnp.maximum(largest_size, dual_scale)
+        scale = _scale(worst, _largest(natural_scaled, zero), widest)
         return Residual(
             primal, largest(found.gradient), worst, Scale(primal_scale, dual_scale, scale)
         )
@@ -294,5 +302,9 @@ def _largest(parts: list[Array], zero: Float[Array, ""]) -> Float[Array, ""]:
     return largest(jnp.concatenate([jnp.ravel(x) for x in parts])) if parts else zero
 
 
-def _none(x: Any) -> bool:
-    return x is None
+def _scale(
+    size: Float[Array, ""], relative: Float[Array, ""], default: Float[Array, ""]
+) -> Float[Array, ""]:
+    """What `size` is divided by to be `relative`."""
+    present = relative > 0
+    return jnp.where(present, size / jnp.where(present, relative, 1), default)

@@ -36,8 +36,9 @@ class Reduced(eqx.Module):
         fixed: rows that are equalities (lower = upper).
         dependent: whether rows of A depend on each other, so that the reduction loses solutions.
         curvature: the largest diagonal entry of H, 1 for a linear program.
-        dual_scale, primal_scale: sizes of the data. The objective's has no floor: a covariance of
-            1e-6 is solved as the same one of 1.
+        dual_scale: the size of the objective, without a floor: a covariance of 1e-6 is solved as
+            the same one of 1.
+        primal_scale: of each row, 1 or more; by how far away the equalities are.
     """
 
     rotation: Float[Array, "n n"] | None
@@ -53,7 +54,7 @@ class Reduced(eqx.Module):
     dependent: Bool[Array, ""]
     curvature: Float[Array, ""]
     dual_scale: Float[Array, ""]
-    primal_scale: Float[Array, ""]
+    primal_scale: Float[Array, " m"]
     bounds: tuple[bool, bool] = eqx.field(static=True)
     inequalities: int = eqx.field(static=True)
 
@@ -230,6 +231,10 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     """
     P, q, A, b, G, h = problem.P, problem.q, problem.A, problem.b, problem.G, problem.h
     kept = 0
+    far = jnp.zeros_like(q[0])
+    if A is not None:
+        row = jnp.sqrt(jnp.sum(A**2, axis=1))
+        far = largest(b / jnp.where(row > 0, row, 1))
     if keep and A is not None:
         kept = A.shape[0]
         G = A if G is None else jnp.concatenate([A, G])
@@ -239,6 +244,11 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     n = P.shape[0]
     bounds = (lower is not None, upper is not None)
     count = 0 if G is None else G.shape[0]
+    reach = far * (q[:0] if G is None else jnp.sqrt(jnp.sum(G**2, axis=1)))
+    if kept:
+        reach = reach.at[:kept].set(largest(b))
+    own = far + jnp.zeros_like(q)
+    reach = join(reach, own if bounds[0] else None, own if bounds[1] else None, q)
     equal = None
     if lower is not None and upper is not None:
         # A fixed variable is one equality: it stands in the rows of `lower`.
@@ -304,7 +314,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         dependent=dependent,
         curvature=curvature,
         dual_scale=jnp.where(dual_scale > 0, dual_scale, one),
-        primal_scale=one if b is None else jnp.maximum(one, largest(b)),
+        primal_scale=jnp.maximum(reach, 1),
         bounds=bounds,
         inequalities=count,
     )

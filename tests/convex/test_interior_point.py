@@ -83,6 +83,19 @@ def test_a_small_objective_is_minimised_as_well(solver):
         np.testing.assert_allclose(solution.value[lane], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("solver", [*SOLVERS, "OperatorSplitting"])
+def test_large_rows_excuse_no_violated_bound(solver):
+    many = [programs.regular(seed) for seed in range(15)]
+    large = [{**d, **{name: 1e6 * d[name] for name in ("A", "b", "G", "h")}} for d in many]
+    solution = batch(large, SOLVERS.get(solver, js.OperatorSplitting()), jnp.float32)
+    if solver in ("ActiveSet", "OperatorSplitting"):
+        assert np.all(solution.success)
+    for lane in np.flatnonzero(solution.success):
+        x, data = np.asarray(solution.value[lane], np.float64), many[lane]
+        assert np.all(x >= data["lower"] - 1e-3) and np.all(x <= data["upper"] + 1e-3)
+        np.testing.assert_allclose(x, programs.by_clarabel(data), atol=1e-2)
+
+
 def test_a_feasible_set_of_one_point_is_found(x64):
     """As many equalities as variables, and the rest active there: no interior, all multipliers."""
     rng, many = np.random.default_rng(0), []

@@ -282,7 +282,7 @@ def _proof(form: Form, cone: Product, h, x, z, row, bent) -> Int[Array, ""]:
     size = jnp.concatenate([form.q[:0], *(sparse.sizes(matrix) for matrix in form.matrices)])
     size = positive(size)
     # One size a cone: a cone is not one any more when its rows are scaled apart.
-    whole = cone.each([jnp.max(own, axis=1) for own in cone.split(size)])
+    whole = cone.each([jnp.max(own, axis=1) for own in cone.split(size)]) if cone.cones else size
     out = (-row - cone.project(-row)) / jnp.where(form.fixed(), size, whole)
     if form.P is not None:
         out = jnp.append(out, scaled(form.P, bent))

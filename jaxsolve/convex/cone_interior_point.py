@@ -29,8 +29,6 @@ from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
-from . import sparse
-from .certificates import scaled, separation
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .cones import AbstractSymmetricCone, Product, Zero
@@ -188,8 +186,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         # The point x/tau, or Newton's, and what to do next.
         x = jnp.where(polish, state.trial_x + p_x, moved.x / moved.tau)
         z = jnp.where(polish, state.trial_z + p_z, moved.z / moved.tau)
-        row, bent = form.apply(x), form.bend(x)
-        error, _ = form.error(x, row, bent, z)
+        error, _ = form.error(x, form.apply(x), form.bend(x), z)
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
         gained = polish & (error < 0.5 * trial_error)
         near = ~polish & (error <= aim)
@@ -201,7 +198,9 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        proved = jnp.where(takes, _proof(form, cone, h, x, cone.project_dual(z), row, bent), proved)
+        # Of x as it stands in the residual: its products are there already.
+        found = _proof(problem, Point(x, form.split(cone.project_dual(z))))
+        proved = jnp.where(takes, found, proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
         return State(
@@ -276,19 +275,10 @@ def _first(cone: Product, root, x, z, free) -> Ray:
     return Ray(x, own, jnp.where(free, s, 0), one, one)
 
 
-def _proof(form: Form, cone: Product, h, x, z, row, bent) -> Int[Array, ""]:
-    """What x and z prove, from Kx and Px: as in `ConeProgram.certificate`, which is asked at the
-    end."""
-    size = jnp.concatenate([form.q[:0], *(sparse.sizes(matrix) for matrix in form.matrices)])
-    size = positive(size)
-    # One size a cone: a cone is not one any more when its rows are scaled apart.
-    whole = cone.each([jnp.max(own, axis=1) for own in cone.split(size)]) if cone.cones else size
-    out = (-row - cone.project(-row)) / jnp.where(form.fixed(), size, whole)
-    if form.P is not None:
-        out = jnp.append(out, scaled(form.P, bent))
-    far = largest(jnp.append(h / size, 0)) * largest(form.transposed(z))
-    infeasible = separation(h * z, far)
-    unbounded = separation(form.q * x, largest(form.q) * largest(jnp.append(out, 0)))
+def _proof(problem: ConeProgram, point: Point) -> Int[Array, ""]:
+    """What a point proves; its length says nothing."""
+    infeasible = problem.certificate(point, RESULTS.infeasible)
+    unbounded = problem.certificate(point, RESULTS.unbounded)
     return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 

@@ -93,7 +93,7 @@ class BiP(AbstractSolver[Pruning]):
         if self.implicit_coef is not None:
             check_number("BiP", implicit_coef=self.implicit_coef)
         wanted = "MFACInverse(number, damping)"
-        check_instance("BiP", "linear_solver", self.linear_solver, MFACInverse, wanted)
+        check_instance("BiP", "linear_solver", self.linear_solver, MFACInverse | None, wanted)
 
     def refuse(self, problem: PreparedPruning) -> None:
         check_kind(self, problem, PreparedPruning)

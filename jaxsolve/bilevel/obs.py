@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
-from ..core.checks import check_count, kind
+from ..core.checks import check_count, check_instance
 from ..core.vectors import ravel
 from .fisher import FisherInverse, MFACInverse
 from .pruning import Network, PreparedPruning, masked
@@ -50,8 +50,7 @@ class OBS(AbstractRounds):
 
     def __check_init__(self):
         check_count("OBS", recomputations=self.recomputations, between=self.between)
-        if not isinstance(self.inverse, MFACInverse):
-            raise TypeError(f"OBS: `inverse` must be MFACInverse(...); got {kind(self.inverse)}.")
+        check_instance("OBS", "inverse", self.inverse, MFACInverse, "MFACInverse(...)")
 
     def refuse(self, problem: PreparedPruning) -> None:
         super().refuse(problem)

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import kind
 from ..core.linear import MINRES, Operator, checked
 from ..core.loop import Program, run
 from ..core.problem import AbstractProblem, Structure
@@ -31,7 +30,7 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import finite, norm, same_shapes
 from .bilevel import Bilevel, LowerPoint
-from .value_function import AbstractValueFunction, ValueFunctionState
+from .value_function import AbstractValueFunction, ValueFunctionState, check_value_function
 
 Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -85,11 +84,7 @@ class Polished(AbstractSolver[Bilevel]):
     step_limit: ClassVar[int] = 2**31 - 1
 
     def __check_init__(self) -> None:
-        if not isinstance(self.solver, AbstractValueFunction):
-            raise TypeError(
-                "Polished: `solver` must be LVHBA(...), BiCGAFFA(...) or MEHA(...); got "
-                f"{kind(self.solver)}."
-            )
+        check_value_function("Polished", self.solver)
 
     def prepare(self, problem: AbstractProblem, init: PyTree | None, key: Any = None) -> Any:
         return self.solver.prepare(problem, init, key)

@@ -140,11 +140,8 @@ class Pruning(_Pruning):
         if is_traced(sparsity) or not 0 <= sparsity < 1:
             raise ValueError(f"Pruning: `sparsity` must be a number in [0, 1); got {sparsity}.")
         check_count("Pruning", batch_size=batch_size)
-        if not isinstance(structure, AbstractStructure):
-            raise TypeError(
-                "Pruning: `structure` must be Unstructured(), Filters() or Channels(); got "
-                f"{kind(structure)}."
-            )
+        wanted = "Unstructured(), Filters() or Channels()"
+        check_instance("Pruning", "structure", structure, AbstractStructure, wanted)
         leaves = jtu.tree_flatten_with_path(partition(params, "params")[0])[0]
         if prunable is None:
             prunable = lambda path, leaf: leaf.ndim >= structure.least_axes
@@ -307,7 +304,7 @@ def check_optax(name: str, **optimisers: Any) -> None:
     """Raise `TypeError` unless each is an optax transformation or `None`."""
     for field, found in optimisers.items():
         wanted = "an optax transformation or None"
-        check_instance(name, field, found, optax.GradientTransformation, wanted)
+        check_instance(name, field, found, optax.GradientTransformation | None, wanted)
 
 
 def masked(mask: Network, params: Network) -> Network:

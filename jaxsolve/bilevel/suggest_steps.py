@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import kind
 from ..core.vectors import norm, positive, ravel
 from .bilevel import Bilevel, Pair
 from .coupling import spectral_norm
 from .lvhba import LVHBA
 from .stochastic import StochasticBilevel
-from .value_function import AbstractValueFunction, Functions
+from .value_function import AbstractValueFunction, Functions, check_value_function
 
 Vector = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -63,11 +62,7 @@ def suggest_steps(problem: PyTree, init: PyTree, solver: _Solver = LVHBA()) -> _
     """
     if not isinstance(problem, Bilevel | StochasticBilevel):
         raise TypeError(f"suggest_steps takes a Bilevel, not {type(problem).__name__}.")
-    if not isinstance(solver, AbstractValueFunction):
-        raise TypeError(
-            "suggest_steps: `solver` must be LVHBA(...), BiCGAFFA(...) or MEHA(...); got "
-            f"{kind(solver)}."
-        )
+    check_value_function("suggest_steps", solver)
     problem, value = problem.prepare(init)
     upper, joint, own, slope = _curvatures(problem, value)
     unit = positive(jnp.where(own > 0, own, joint))

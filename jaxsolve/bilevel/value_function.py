@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_kind, check_settings
+from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, ravel, same_shapes
@@ -279,3 +279,9 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
     def point(self, problem: Bilevel, state: ValueFunctionState) -> Point:
         lower = self.lower_point(problem, state)
         return Point(state.primal, problem.dual(state.primal[0], lower))
+
+
+def check_value_function(name: str, solver: Any) -> None:
+    """Raise `TypeError` unless a field `solver` is a value-function method."""
+    wanted = "LVHBA(...), BiCGAFFA(...) or MEHA(...)"
+    check_instance(name, "solver", solver, AbstractValueFunction, wanted)

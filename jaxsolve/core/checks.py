@@ -33,13 +33,13 @@ def _named(found: Any) -> str:
     return repr(found) if plain else type(found).__name__
 
 
-def check_instance(name: str, field: str, found: Any, wanted: type, text: str) -> None:
-    """Raise `TypeError` unless a field that is not `None` is an instance of `wanted`.
+def check_instance(name: str, field: str, found: Any, wanted: Any, text: str) -> None:
+    """Raise `TypeError` unless a field is an instance of `wanted`, a type or a union of types.
 
     Args:
         text: what that is, in words.
     """
-    if found is not None and not isinstance(found, wanted):
+    if not isinstance(found, wanted):
         raise TypeError(f"{name}: `{field}` must be {text}; got {kind(found)}.")
 
 

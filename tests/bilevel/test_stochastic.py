@@ -395,15 +395,15 @@ def test_refusals():
         with pytest.raises(TypeError, match="solves Bilevel, not Minimise"):
             js.solve(js.Minimise(lambda y, args: jnp.sum(y**2)), solver, init[0])
     settings = {
-        SOBA: "steps",
-        SABA: "upper_step_size",
-        F2SA: "inner_steps",
-        StocBiO: "neumann_terms",
-        PZOBO: "radius",
-        BOME: "barrier",
+        SOBA: ("steps", "at least 1"),
+        SABA: ("upper_step_size", "positive"),
+        F2SA: ("inner_steps", "at least 1"),
+        StocBiO: ("neumann_terms", "at least 1"),
+        PZOBO: ("radius", "positive"),
+        BOME: ("barrier", "positive"),
     }
-    for kind, setting in settings.items():
-        with pytest.raises(ValueError, match=f"{kind.__name__}: `{setting}` must be (pos|at l)"):
+    for kind, (setting, least) in settings.items():
+        with pytest.raises(ValueError, match=f"{kind.__name__}: `{setting}` must be {least}"):
             kind(**{setting: 0})
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import check_shape, kind, show
+from ...core.checks import check_instance, check_shape, show
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS
 from ...core.solve import solve
@@ -51,8 +51,7 @@ class AbstractSet(eqx.Module):
 
 def check_set(name: str, field: str, found: Any) -> None:
     """Raise `TypeError` unless a field holds a set."""
-    if not isinstance(found, AbstractSet):
-        raise TypeError(f"{name}: `{field}` must be one of jaxsolve.sets; got {kind(found)}.")
+    check_instance(name, field, found, AbstractSet, "one of jaxsolve.sets")
 
 
 class AbstractClosedForm(AbstractSet):

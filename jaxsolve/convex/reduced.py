@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
-from ..core.vectors import identity, largest, matmul
+from ..core.vectors import identity, largest, matmul, positive
 from . import sparse
 from .quadratic_program import QuadraticProgram
 
@@ -233,8 +233,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     kept = 0
     far = jnp.zeros_like(q[0])
     if A is not None:
-        row = jnp.sqrt(jnp.sum(A**2, axis=1))
-        far = largest(b / jnp.where(row > 0, row, 1))
+        far = largest(b / positive(jnp.sqrt(jnp.sum(A**2, axis=1))))
     if keep and A is not None:
         kept = A.shape[0]
         G = A if G is None else jnp.concatenate([A, G])

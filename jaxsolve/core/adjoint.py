@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .linear import AbstractLinearSolver, Operator, checked, gated, solve_checked
+from .linear import AbstractLinearSolver, Operator, checked, solve_checked
 from .loop import Program, has_loop, run
 from .mesh import vary, varying
 from .problem import AbstractProblem
@@ -32,6 +32,7 @@ from .search import (
 )
 from .solution import Guess, Point, Solution
 from .solver import AbstractSolver
+from .unsolved import failure, gated, guarded, plus
 from .vectors import norm
 
 Search = Callable[[], Outcome]
@@ -124,7 +125,7 @@ class Implicit(AbstractAdjoint):
             place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
 
             def conditions(data: PyTree, point: Point) -> Point:
-                return _plus(system(fixed, data, point), failure(data, solved))
+                return plus(system(fixed, data, point), failure(data, solved))
 
             push_data, push_point = _partials(conditions, clean, place)
             # In a shard_map `clean` varies with `solved`, where shared data do not.
@@ -163,8 +164,8 @@ class OneStep(AbstractAdjoint):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
         stepped = solver.full_step(problem, outcome.point)
         data = eqx.filter(problem, eqx.is_inexact_array)
-        stepped = _plus(stepped, failure(data, outcome.solved))
-        return outcome, _guarded(outcome.point, stepped, outcome.solved)
+        stepped = plus(stepped, failure(data, outcome.solved))
+        return outcome, guarded(outcome.point, stepped, outcome.solved)
 
 
 class Unrolled(AbstractAdjoint):
@@ -240,82 +241,11 @@ def envelope(
         clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, point))
 
         def held(data: PyTree[Array]) -> Float[Array, ""]:
-            return _plus(fn(clean[1], data), failure(data, solved))
+            return plus(fn(clean[1], data), failure(data, solved))
 
-        moved = jax.jvp(held, (clean[0],), (tangents[0],))[1]
-        axes = varying((moved, solved))
-        return value, gated(vary(moved, axes), vary(solved, axes))
+        return value, gated(jax.jvp(held, (clean[0],), (tangents[0],))[1], solved)
 
     return at(data, point, solved)
-
-
-def failure(data: PyTree[Array], solved: Bool[Array, ""]) -> Float[Array, ""] | float:
-    """0, to be added to what is made of the data: where not `solved`, that is the way by which NaN
-    gets past all that stops a derivative in between (a clipped entry, a projection).
-
-    Forwards its derivative is NaN where any of the data moves; backwards, where what comes is NaN,
-    it is NaN in all of the data. At any order; nothing moves: 0.
-    """
-    if not jax.tree.leaves(data):
-        return 0.0
-    dtype = jnp.result_type(*jax.tree.leaves(data))
-    solved = jax.lax.stop_gradient(solved)
-    axes = varying((data, solved))
-
-    def moving(x: Array) -> Float[Array, ""]:
-        marks = jax.lax.custom_linear_solve(
-            lambda v: v,
-            x,
-            solve=lambda _, v: (v != 0).astype(v.dtype),
-            transpose_solve=lambda _, v: v,
-        )
-        return jnp.sum(marks).astype(dtype)
-
-    @jax.custom_jvp
-    def none(data: PyTree[Array], solved: Array) -> Array:
-        zero = vary(jnp.zeros((), dtype), axes)
-        # Of the lanes that its derivative has.
-        return jnp.where(vary(solved, axes), zero, zero)
-
-    @none.defjvp
-    def rule(primals, tangents):
-        zero, fine = none(*primals), vary(primals[1], axes)
-        # Leaf by leaf: some may be known to stand still.
-        marks = [moving(x) for x in jax.tree.leaves(tangents[0])]
-        # The factor has NaN as its own derivative: that of the second order.
-        moved = vary(sum(marks[1:], marks[0]), axes) * (1 + zero)
-        lost = jax.lax.custom_linear_solve(
-            lambda v: v,
-            moved,
-            solve=lambda _, v: jnp.where(fine | (v == 0), jnp.zeros_like(v), jnp.nan),
-            transpose_solve=lambda _, v: jnp.where(jnp.isnan(v), v, jnp.zeros_like(v)),
-        )
-        return zero, lost
-
-    return none(data, solved)
-
-
-def where_solved(data: PyTree[Array], solved: Bool[Array, ""]) -> PyTree[Array]:
-    """Data, for what a value computes of them: where not `solved`, NaN is the derivative of all
-    that depends on them.
-
-    Of what does not it stays 0, so that a failed lane that is masked leaves data that it shares
-    with others alone. A copy for each lane: for weights, not for matrices.
-    """
-
-    @jax.custom_jvp
-    def gate(x: Array, solved: Array) -> Array:
-        # Of the lanes that its derivative has.
-        return jnp.where(solved, x, x)
-
-    @gate.defjvp
-    def rule(primals, tangents):
-        x, solved = primals
-        axes = varying((x, solved))
-        return gate(x, solved), gated(vary(tangents[0], axes), vary(solved, axes))
-
-    solved = jax.lax.stop_gradient(solved)
-    return jax.tree.map(lambda x: gate(x, solved), data)
 
 
 def check_derivative(
@@ -391,29 +321,6 @@ def _newton(system: Callable[[Point], Point], start: Point) -> Point:
 def _with_derivative(value: Point, source: Point) -> Point:
     """`value`, with the derivative of `source`."""
     return jax.tree.map(lambda v, s: v + (s - jax.lax.stop_gradient(s)), value, source)
-
-
-def _plus(tree: PyTree[Array], number: Float[Array, ""] | float) -> Any:
-    """A number added to every entry, in the dtype of its leaf."""
-    return jax.tree.map(lambda x: x + jnp.asarray(number).astype(x.dtype), tree)
-
-
-def _guarded(value: Point, source: Point, trusted: Bool[Array, ""]) -> Point:
-    """`value`, with the derivative of `source`, NaN where it is not to be trusted."""
-
-    @jax.custom_jvp
-    def gate(value, source, trusted):
-        return value
-
-    @gate.defjvp
-    def rule(primals, tangents):
-        value, source, trusted = primals
-        keep = jax.tree.map(
-            lambda t: gated(vary(t, varying(trusted)), vary(trusted, varying(t))), tangents[1]
-        )
-        return gate(value, source, trusted), keep
-
-    return gate(value, source, trusted)
 
 
 def _on_device(solver: AbstractSolver, adjoint: str) -> None:

@@ -355,15 +355,6 @@ def solve_checked(
     return unravel(x)
 
 
-def gated(x: Array, trusted: Bool[Array, ""]) -> Array:
-    """x, forwards and backwards; where not `trusted` NaN, unless x is 0."""
-
-    def solve(_: Product, v: Array) -> Array:
-        return jnp.where(trusted | ~jnp.any(v != 0), v, jnp.nan)
-
-    return jax.lax.custom_linear_solve(lambda v: v, x, solve=solve, symmetric=True)
-
-
 def _rtol(rtol: float | Float[Array, ""] | None, b: Vector) -> float | Float[Array, ""]:
     return float(jnp.finfo(b.dtype).eps) ** 0.6 if rtol is None else rtol
 

@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.adjoint import envelope, where_solved
+from ..core.adjoint import envelope
 from ..core.checks import check_shape, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.unsolved import where_solved
 from ..core.vectors import dot, positive
 from .entropic_transport import Potential, floating, scalar
 from .geometry import AbstractGeometry, AbstractKernel, Dense, Scalar

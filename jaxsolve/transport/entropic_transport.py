@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..core.checks import check_shape, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.unsolved import where_solved
 from ..core.vectors import dot, positive
 from .geometry import AbstractGeometry, AbstractKernel, Columns, Dense, Rows, Scalar
 
@@ -298,7 +299,6 @@ class EntropicTransport(AbstractProblem):
         return Plan(self, value.value, value.remainder)
 
     def stationary(self, value: Any, solved: Bool[Array, ""]) -> "Plan":
-        from ..core.adjoint import where_solved
         from .plan import Plan
 
         trust = lax.stop_gradient(jnp.where(solved, 1, 0).astype(value.potential.dtype))

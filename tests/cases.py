@@ -801,6 +801,9 @@ VARIANTS = [
         js.InteriorPoint,
         (js.PositiveSemidefinite(2), js.Nonnegative(2)),
     ),
+    cone_program(
+        "InteriorPoint-exponential", js.InteriorPoint, (js.Exponential(), js.Nonnegative(2))
+    ),
     linear_fit(
         "SketchPreconditionedCG-count", lambda: js.SketchPreconditionedCG(js.CountSketch(rows=16))
     ),

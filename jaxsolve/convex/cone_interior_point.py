@@ -1,4 +1,4 @@
-"""Primal-dual interior point for programs with symmetric cones.
+"""Primal-dual interior point for cone programs.
 
 With all rows in one, Kx + s = e, s in a product of cones (s = 0 on equalities), the homogeneous
 embedding asks for x, z, s in the cone and tau, kappa >= 0 with
@@ -13,9 +13,12 @@ Nesterov and Todd, in which s and z are the same vector l = Wz = W^-1 s:
 
 D being for the iterate what the derivative of the projection on the cone is for a solution. So the
 predictor, the corrector and a Newton step on the natural residual s - Pi(s - z) are solves with one
-system that differ in D alone, and the last ones of a solve are Newton's.
+system that differ in D alone, and the last ones of a solve are Newton's. The exponential cone has
+no product: there W takes z to s and their shadows to each other, and the corrector is by the
+barrier's third derivative.
 
-Nesterov and Todd (1997); Andersen, Roos and Terlaky (2003); Goulart and Chen (2024).
+Nesterov and Todd (1997); Andersen, Roos and Terlaky (2003); Dahl and Andersen (2022); Goulart and
+Chen (2024).
 """
 
 from typing import ClassVar
@@ -31,7 +34,7 @@ from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
-from .cones import AbstractSymmetricCone, Product, Zero
+from .cones import Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
 from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
@@ -71,8 +74,7 @@ class State(eqx.Module):
 class ConeInteriorPoint(AbstractSolver[ConeProgram]):
     """Predictor-corrector on the homogeneous embedding, ended by Newton's method.
 
-    What `InteriorPoint` is for a `ConeProgram`: dense, of symmetric cones, with or without a
-    solution.
+    What `InteriorPoint` is for a `ConeProgram`: dense, with or without a solution.
     """
 
     step_limit: ClassVar[int] = 100
@@ -80,12 +82,6 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
     def refuse(self, problem: ConeProgram) -> None:
         check_kind(self, problem, ConeProgram)
-        for i, cone in enumerate(problem.cones):
-            if not isinstance(cone, AbstractSymmetricCone):
-                raise TypeError(
-                    f"InteriorPoint takes Zero, Nonnegative, SecondOrder and PositiveSemidefinite "
-                    f"cones, but `cones[{i}]` is {type(cone).__name__}: use OperatorSplitting."
-                )
         require_arrays("InteriorPoint", problem)
 
     def init(self, problem: ConeProgram, guess: Guess) -> State:
@@ -95,7 +91,6 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         dual = problem.zero_dual() if guess.dual is None else guess.dual
         z, none = form.gather(dual), cone.identity(h)
         error, _ = form.error(x, form.apply(x), form.bend(x), z)
-        aim = one * (1e-3 if one.dtype == jnp.float64 else 1e-2)
         # From a guess with multipliers Newton's method starts at once.
         mode = START if guess.dual is None else POLISH
         count = jnp.zeros_like(one, dtype=jnp.int32)
@@ -103,7 +98,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=Ray(0 * x, none, none, one, one),
             trial_x=x,
             trial_z=z,
-            levels=jnp.stack([one * UNKNOWN, error, aim, one * UNKNOWN]),
+            levels=jnp.stack([one * UNKNOWN, error, _aim(one), one * UNKNOWN]),
             counts=jnp.stack([count + mode, count, count, count]),
             convex=is_convex(problem.P, problem.A),
             point=Point(x, dual),
@@ -115,14 +110,15 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         mode, tries, slow, proved = state.counts
         ray_error, trial_error, aim, mark = state.levels
         start, polish, old = mode == START, mode == POLISH, state.ray
-        root, free = jnp.sqrt(weight), ~form.fixed()
+        root, free, one = jnp.sqrt(weight), ~form.fixed(), jnp.ones_like(aim)
 
         # D of the iterate, of Newton's point, or (I + I)^-1.
         scaling = cone.scaling(root * old.s, old.z / root)
         trial_row = form.apply(state.trial_x)
         v = trial_row + state.trial_z / weight
         inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
-        slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), cone.slope(h - v), inner)
+        touching = cone.slope(h - v)
+        slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), touching, inner)
         newton = NewtonSystem.of(
             Factored.of(form), RowSlope(weight[:0], slope), weight, 0 * old.tau
         )
@@ -140,7 +136,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         r_z = form.apply(old.x) + old.s - h * old.tau
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
         gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
-        gap = trial_row - form.project(v)
+        # A projection on a cone is its own derivative, applied to the point.
+        gap = trial_row - h + touching.apply(_itself, h - v)
         (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
             jnp.stack([q, jnp.where(polish, gradient, r_x)]),
             jnp.stack([-h, jnp.where(polish, 0, r_z)]),
@@ -159,19 +156,14 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
         def reach(d: Ray) -> Float[Array, ""]:
             ends = first_zero(jnp.stack([old.tau, old.kappa]), jnp.stack([d.tau, d.kappa]))
-            far = jax.vmap(cone.reach)(jnp.stack([old.s, old.z]), jnp.stack([d.s, d.z]))
-            return jnp.min(jnp.concatenate([far, ends]))
+            return jnp.minimum(cone.reach(old.s, old.z, d.s, d.z), jnp.min(ends))
 
         # The corrector.
         ahead = step(p_x, p_z, 1, -old.tau * old.kappa)
         mu = (dot(old.s, old.z) + old.tau * old.kappa) / (cone.degree + 1)
         centring = (1 - jnp.minimum(reach(ahead), 1)) ** 3
-        level = scaling.apply(_root, root * old.s)
-        second = cone.product(
-            scaling.apply(_root, root * ahead.s), scaling.apply(_inverse_root, ahead.z / root)
-        )
-        second = cone.quotient(level, centring * mu * cone.identity(h) - second)
-        centre = scaling.apply(_root, second) - old.z / root
+        scaled = (root * old.s, old.z / root, root * ahead.s, ahead.z / root)
+        centre = cone.centre(scaling, *scaled, centring * mu)
         own = 1 - centring
         c_x, c_z = solve(own * r_x, own * r_z, slope.apply(_itself, centre) / root)
         ends = centring * mu - ahead.tau * ahead.kappa - old.tau * old.kappa
@@ -189,7 +181,9 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         error, _ = form.error(x, form.apply(x), form.bend(x), z)
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
         gained = polish & (error < 0.5 * trial_error)
-        near = ~polish & (error <= aim)
+        # Where the iterate has come to rest, from half of the residual that was not enough.
+        rests = (error <= _aim(one)) & (error > 0.8 * ray_error) & (error < trial_error / 2)
+        near = ~polish & ((error <= aim) | rests)
         goes = jnp.where((gained & (tries + 1 < TRIES)) | near, POLISH, INTERIOR)
         ray_error = jnp.where(polish | lost, ray_error, error)
         trial_error = jnp.where(gained | near, error, trial_error)
@@ -199,7 +193,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
         # Of x as it stands in the residual: its products are there already.
-        found = _proof(problem, Point(x, form.split(cone.project_dual(z))))
+        found = _proof(problem, Point(x, form.split(z)))
         proved = jnp.where(takes, found, proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
@@ -261,6 +255,11 @@ def _weight(form: Form) -> Float[Array, " m"]:
     return first_level(form, unit) * unit
 
 
+def _aim(one: Float[Array, ""]) -> Float[Array, ""]:
+    """The residual at which Newton's method is first tried."""
+    return one * (1e-3 if one.dtype == jnp.float64 else 1e-2)
+
+
 def _first(cone: Product, root, x, z, free) -> Ray:
     """The least-squares start, with s and z shifted into the cone."""
     z = z / root
@@ -284,12 +283,3 @@ def _proof(problem: ConeProgram, point: Point) -> Int[Array, ""]:
 
 def _itself(d: Array) -> Array:
     return d
-
-
-def _root(w: Array) -> Array:
-    """Of W^-2 to W^-1; 0 on equalities."""
-    return jnp.where(jnp.isfinite(w), jnp.sqrt(w), 0)
-
-
-def _inverse_root(w: Array) -> Array:
-    return 1 / jnp.sqrt(w)

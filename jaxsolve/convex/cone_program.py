@@ -160,13 +160,15 @@ class ConeProgram(AbstractProblem):
         )
 
     def default_solver(self) -> "AbstractSolver":
-        """`InteriorPoint` for arrays and symmetric cones (all but the exponential)."""
+        """`InteriorPoint` for arrays; in float32, whose digits do not suffice next to the boundary
+        of an exponential cone, for arrays and symmetric cones."""
         from .interior_point import InteriorPoint
         from .operator_splitting import OperatorSplitting
 
         free = any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G))
         symmetric = all(isinstance(cone, AbstractSymmetricCone) for cone in self.cones)
-        return OperatorSplitting() if free or not symmetric else InteriorPoint()
+        precise = jnp.finfo(self.q.dtype).eps < 1e-12
+        return InteriorPoint() if not free and (symmetric or precise) else OperatorSplitting()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
         name = type(self).__name__

@@ -69,7 +69,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
 
     Use it for dense problems up to a few thousand variables, and for many small ones under vmap.
     Lanes that it cannot solve (dependent equalities, infeasible or unbounded problems) go to
-    `HomogeneousEmbedding`. A `ConeProgram` of symmetric cones is solved by `ConeInteriorPoint`, on
+    `HomogeneousEmbedding`. A `ConeProgram` is solved by `ConeInteriorPoint`, on
     the homogeneous embedding from the start.
     """
 

@@ -1,6 +1,7 @@
 """Convex cones: their projections, and the derivatives of these."""
 
 from .cone import (
+    AbstractBarrierCone as AbstractBarrierCone,
     AbstractCone as AbstractCone,
     AbstractSlope as AbstractSlope,
     AbstractSymmetricCone as AbstractSymmetricCone,

@@ -75,30 +75,63 @@ class AbstractCone(eqx.Module):
         return v + self.project(-v)
 
 
-class AbstractSymmetricCone(AbstractCone):
-    """A cone that is its own dual and has a Jordan product, whose squares it consists of; or {0},
-    without eigenvalues, whose W is 0.
+class AbstractBarrierCone(AbstractCone):
+    """A cone with a barrier, on whose central path an interior-point method goes.
 
-    For s and z inside, the scaling of Nesterov and Todd (1997) is the one symmetric W of the cone's
-    automorphisms with Wz = W^-1 s. Like the slopes of projections it is a spectral operator.
+    With F the logarithmically homogeneous barrier of the dual cone, (s, z) is on the path at
+    complementarity mu where s = -mu F'(z).
     """
 
     @property
     @abc.abstractmethod
     def degree(self) -> int:
-        """e'e of the identity e: complementarity on the central path is s'z over it."""
+        """Of F: complementarity on the path is s'z over it."""
 
     @abc.abstractmethod
     def identity(self, like: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        """The vector whose eigenvalues are all 1."""
+        """The e for which (e, e) is on the path at complementarity 1."""
 
     @abc.abstractmethod
     def depth(self, v: Float[Array, " rows"]) -> Float[Array, ""]:
-        """The smallest eigenvalue of v: how far inside it is."""
+        """A t for which v - te is in the cone and its dual: the largest, or near it."""
 
     @abc.abstractmethod
     def scaling(self, s: Float[Array, " rows"], z: Float[Array, " rows"]) -> AbstractSlope:
-        """W^-2."""
+        """A symmetric W^-2 with W^-2 s = z, near that of the path."""
+
+    @abc.abstractmethod
+    def centre(
+        self,
+        scaling: AbstractSlope,
+        s: Float[Array, " rows"],
+        z: Float[Array, " rows"],
+        ds: Float[Array, " rows"],
+        dz: Float[Array, " rows"],
+        level: Float[Array, ""],
+    ) -> Float[Array, " rows"]:
+        """The r of the steps with r = W^-2 ds + dz that lead to the path at complementarity
+        `level`, to second order by the predictor (ds, dz)."""
+
+    @abc.abstractmethod
+    def reach(
+        self,
+        s: Float[Array, " rows"],
+        z: Float[Array, " rows"],
+        ds: Float[Array, " rows"],
+        dz: Float[Array, " rows"],
+    ) -> Float[Array, ""]:
+        """The largest t <= 2, or nearly, for which s + t ds is in the cone and z + t dz in its
+        dual, s and z inside."""
+
+
+class AbstractSymmetricCone(AbstractBarrierCone):
+    """A cone that is its own dual and has a Jordan product, whose squares it consists of; or {0},
+    without eigenvalues, whose W is 0.
+
+    The identity is that of the product, the depth the smallest eigenvalue, and `scaling` that of
+    Nesterov and Todd (1997): the one symmetric W of the cone's automorphisms with Wz = W^-1 s. Like
+    the slopes of projections it is a spectral operator.
+    """
 
     @abc.abstractmethod
     def product(self, u: Float[Array, " rows"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
@@ -109,8 +142,26 @@ class AbstractSymmetricCone(AbstractCone):
         """The v with u o v = d, u inside."""
 
     @abc.abstractmethod
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+    def along(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         """The largest t <= 2 for which v + t d is in the cone, v inside."""
+
+    def centre(self, scaling, s, z, ds, dz, level):
+        # In l = Wz = W^-1 s the path is l o l = level e.
+        second = self.product(scaling.apply(_root, ds), scaling.apply(_inverse_root, dz))
+        length = self.quotient(scaling.apply(_root, s), level * self.identity(s) - second)
+        return scaling.apply(_root, length) - z
+
+    def reach(self, s, z, ds, dz):
+        return jnp.min(jax.vmap(self.along)(jnp.stack([s, z]), jnp.stack([ds, dz])))
+
+
+def _root(w: Array) -> Array:
+    """Of W^-2 to W^-1; 0 on equalities."""
+    return jnp.where(jnp.isfinite(w), jnp.sqrt(w), 0)
+
+
+def _inverse_root(w: Array) -> Array:
+    return 1 / jnp.sqrt(w)
 
 
 class AbstractVectors(AbstractCone):

@@ -9,8 +9,17 @@ with w = p^2 - p + 1 and p the root, where a > 0 and c > 0, of the increasing fu
 
     f(p) = a e^p - c e^-p - t.
 
-Friberg (2021), who proves it. The root is bracketed on a logarithm of f, which is nearly straight,
-by Newton's steps and halvings, a fixed number of each.
+Friberg (2021), who proves it. The root is found on a logarithm of f, which is nearly straight, by a
+fixed number of Newton's steps.
+
+K* = {z : Mz in K} for the symmetric M(u, v, w) = (u - v, -u, w), and f(x, y, z) = -log(y log(z / y)
+- x) - log y - log z is a barrier of K. That of K*, F(z) = f(Mz), is taken: its conjugate's gradient
+is one root more. With the shadows s~ = -F'(z) and z~ = -F*'(s), the scaling W^2 takes z to s and z~
+to s~,
+
+    W^2 = ss'/s'z + dd'/d'e + t aa',   d = s - mu s~,  e = z - mu z~,  a along z x z~,
+
+and t is what makes it nearest to mu F''(z). Tuncel (2001), Dahl and Andersen (2022).
 """
 
 import jax
@@ -19,10 +28,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...core.vectors import largest, matmul
-from .cone import AbstractCone, AbstractSpectrum, Spectral
+from ...core.vectors import dot, largest, matmul, norm
+from .cone import AbstractBarrierCone, AbstractSpectrum, Spectral, first_zero
 
-_STEPS = 20
+_STEPS = 10
+_SWEEPS = 4
+_CENTRE = (-1.051383943750229, 0.5564096186043385, 1.2589678864644602)
+_RADIUS = 0.5
+"""A ball of this radius around the centre is in the cone and its dual."""
 
 
 class Eigen(AbstractSpectrum):
@@ -34,8 +47,11 @@ class Eigen(AbstractSpectrum):
     def apply(self, fn: Spectral, v: Float[Array, "3"]) -> Float[Array, "3"]:
         return matmul(self.vectors, fn(self.values) * matmul(v, self.vectors))
 
+    def gram(self, fn, weight, matrix):
+        return matmul(self.vectors.T, matrix), weight * fn(self.values)
 
-class Exponential(AbstractCone):
+
+class Exponential(AbstractBarrierCone):
     """{(x, y, z) : y exp(x / y) <= z, y > 0} and its closure {x <= 0, y = 0, z >= 0}.
 
     The order of SCS and Clarabel. Its dual is the closure of {(u, v, w) : u < 0, -u exp(v / u - 1)
@@ -71,8 +87,154 @@ class Exponential(AbstractCone):
 
     def slope(self, v: Float[Array, "3"]) -> Eigen:
         matrix = jax.jacfwd(self.project)(v)
-        values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-        return Eigen(vectors, jnp.clip(values, 0, 1))
+        found = eigen((matrix + matrix.T) / 2)
+        return found.map(lambda d: jnp.clip(d, 0, 1))
+
+    @property
+    def degree(self) -> int:
+        return 3
+
+    def identity(self, like: Float[Array, "3"]) -> Float[Array, "3"]:
+        return jnp.asarray(_CENTRE, like.dtype) + 0 * like
+
+    def depth(self, v: Float[Array, "3"]) -> Float[Array, ""]:
+        return -norm(v) / _RADIUS
+
+    def scaling(self, s: Float[Array, "3"], z: Float[Array, "3"]) -> Eigen:
+        eps, mu = jnp.finfo(s.dtype).eps, dot(s, z) / 3
+        hessian = jax.vmap(_turned, 1, 1)(jax.vmap(_turned)(_hessian(_turned(z))))
+        near, back = _shadow(z), _conjugate_shadow(s)
+        apart = dot(near, back) / 3
+        d, e = s - mu * near, z - mu * back
+        bent = matmul(hessian, back) - apart * near
+        left, right = dot(d, e), dot(back, matmul(hessian, back)) - 3 * apart**2
+        rest = hessian - jnp.outer(near, near) / 3 - jnp.outer(bent, bent) / right
+        axis = jnp.cross(z, back)
+        axis = axis / norm(axis)
+        secant = jnp.outer(s, s) / (3 * mu) + jnp.outer(d, d) / left
+        secant = secant + mu * norm(rest.ravel()) * jnp.outer(axis, axis)
+        # On the path the shadows are the points themselves, and leave the scaling open.
+        off = (mu * apart - 1 > jnp.sqrt(eps)) & (right > eps * apart**2) & (left > 0)
+        off = off & jnp.all(jnp.isfinite(secant))
+        found = eigen(jnp.where(off, secant, mu * hessian))
+        return found.map(lambda w: 1 / jnp.maximum(w, eps**2 * jnp.max(w)))
+
+    def centre(self, scaling, s, z, ds, dz, level):
+        # The third derivative of F along dz and (F'')^-1 ds.
+        at, along = _turned(z), _turned(dz)
+        bent = _solved(_hessian(at), jnp.stack([-ds[1], -ds[1] - ds[0], ds[2]]))
+        third = _turned(matmul(jax.jvp(_hessian, (at,), (along,))[1], bent))
+        third = jnp.where(jnp.all(jnp.isfinite(third)), third, 0)
+        return scaling.apply(lambda w: w, level * _shadow(z) + third / 2) - z
+
+    def reach(self, s, z, ds, dz):
+        pairs = jnp.stack([s, _turned(z)]), jnp.stack([ds, _turned(dz)])
+        return jnp.min(jax.vmap(_reach)(*pairs))
+
+
+def _turned(z: Float[Array, "3"]) -> Float[Array, "3"]:
+    """Mz: in K where z is in K*."""
+    return jnp.stack([z[0] - z[1], -z[0], z[2]])
+
+
+def _excess(v: Float[Array, "3"]) -> Float[Array, ""]:
+    """y log(z / y) - x, concave."""
+    return v[1] * jnp.log(v[2] / v[1]) - v[0]
+
+
+def _normal(v: Float[Array, "3"]) -> Float[Array, "3"]:
+    """The derivative of `_excess`."""
+    return jnp.stack([-jnp.ones_like(v[0]), jnp.log(v[2] / v[1]) - 1, v[1] / v[2]])
+
+
+def _hessian(v: Float[Array, "3"]) -> Float[Array, "3 3"]:
+    """f''(v)."""
+    (_, y, z), excess, normal = v, _excess(v), _normal(v)
+    none = jnp.zeros_like(y)
+    curve = [[none, none, none], [none, 1 / y, -1 / z], [none, -1 / z, y / z**2]]
+    own = jnp.diag(jnp.stack([none, 1 / y**2, 1 / z**2]))
+    curve = jnp.stack([jnp.stack(row) for row in curve])
+    return jnp.outer(normal, normal) / excess**2 + curve / excess + own
+
+
+def _shadow(z: Float[Array, "3"]) -> Float[Array, "3"]:
+    """-F'(z), z in K*."""
+    v = _turned(z)
+    own = jnp.stack([jnp.zeros_like(v[0]), 1 / v[1], 1 / v[2]])
+    return _turned(_normal(v) / _excess(v) + own)
+
+
+def _conjugate_shadow(s: Float[Array, "3"]) -> Float[Array, "3"]:
+    """The z in K* with -F'(z) = s."""
+    _, y, z = s
+    # u + log(1 + u) = r, concave: Newton's steps go up to the root, four to rounding.
+    r = _excess(s) / y
+    u = r / 2
+    for _ in range(4):
+        u = u - (u + jnp.log1p(u) - r) * (1 + u) / (2 + u)
+    first = -1 / (u * y)
+    return jnp.stack(
+        [first, first * (1 + jnp.log1p(u) + jnp.log(y / z)) + 1 / y, (1 + u) / (u * z)]
+    )
+
+
+def _solved(matrix: Float[Array, "3 3"], right: Float[Array, "3"]) -> Float[Array, "3"]:
+    """By Cramer's rule."""
+    a, b, c = matrix
+    rows = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])
+    return matmul(right, rows) / dot(a, rows[0])
+
+
+def _reach(v: Float[Array, "3"], d: Float[Array, "3"]) -> Float[Array, ""]:
+    """The largest t <= 2, less one part in a thousand, with v + t d in K, v inside.
+
+    Of a concave function a chord's root is inside, and a tangent's from outside is outside.
+    """
+    top = 0.999 * jnp.min(first_zero(v[1:], d[1:]))
+    low, high = 0 * top, top
+    inside, outside = _excess(v), _excess(v + top * d)
+    whole = outside >= 0
+
+    for _ in range(8):
+        slope = dot(_normal(v + high * d), d)
+        nearer = high - outside / jnp.where(slope < 0, slope, -jnp.inf)
+        high = jnp.clip(nearer, low, high)
+        outside = jnp.minimum(_excess(v + high * d), 0)
+        gap = inside - outside
+        low = low + (high - low) * jnp.where(gap > 0, inside / jnp.where(gap > 0, gap, 1), 0)
+        inside = jnp.maximum(_excess(v + low * d), 0)
+    return jnp.where(whole, top, 0.999 * low)
+
+
+def eigen(matrix: Float[Array, "3 3"]) -> Eigen:
+    """Of a symmetric matrix by Jacobi's rotations, each entry to its own precision."""
+
+    def rotation(carry, p, q):
+        (a, vectors), r = carry, 3 - p - q
+        none = a[p, q] == 0
+        ratio = (a[q, q] - a[p, p]) / jnp.where(none, 1, 2 * a[p, q])
+        t = jnp.where(ratio < 0, -1, 1) / (jnp.abs(ratio) + jnp.sqrt(1 + ratio**2))
+        t = jnp.where(none, 0, t)
+        c = 1 / jnp.sqrt(1 + t * t)
+        s = t * c
+        first, second = c * a[r, p] - s * a[r, q], s * a[r, p] + c * a[r, q]
+        new = {(p, p): a[p, p] - t * a[p, q], (q, q): a[q, q] + t * a[p, q], (r, r): a[r, r]}
+        new |= {(p, q): 0 * t, (r, p): first, (r, q): second}
+        new |= {(j, i): x for (i, j), x in new.items()}
+        matrix = jnp.stack([jnp.stack([new[i, j] for j in range(3)]) for i in range(3)])
+        columns = {p: c * vectors[:, p] - s * vectors[:, q], r: vectors[:, r]}
+        columns[q] = s * vectors[:, p] + c * vectors[:, q]
+        return matrix, jnp.stack([columns[i] for i in range(3)], axis=1)
+
+    def sweep(carry, _):
+        for p, q in ((0, 1), (0, 2), (1, 2)):
+            carry = rotation(carry, p, q)
+        return carry, None
+
+    (found, vectors), _ = lax.scan(
+        sweep, (matrix, jnp.eye(3, dtype=matrix.dtype) + 0 * matrix), length=_SWEEPS
+    )
+    return Eigen(vectors, jnp.diagonal(found))
 
 
 def _regions(v: Float[Array, "3"]) -> tuple[Array, Array, Array]:
@@ -106,7 +268,7 @@ def _function(p: Float[Array, ""], v: Float[Array, "3"]) -> Float[Array, ""]:
 
 @jax.custom_jvp
 def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
-    """The root of f: bracketed on a logarithm, then once Newton on f itself."""
+    """The root of f: on a logarithm between its ends, then once Newton on f itself."""
     r, s, t = v[0], v[1], v[2]
     far = _far(v)
     one = jnp.ones_like(r)
@@ -116,39 +278,31 @@ def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
     high = jnp.where(r < 0, first, far)
     high = jnp.where(s > 0, jnp.minimum(high, last), high)
     low, high = jnp.clip(low, -far, far), jnp.clip(high, -far, far)
-    # log(a e^p) = log(t + c e^-p) where t >= 0, log(c e^-p) = log(a e^p - t) else.
+    # Where t < 0, p is 1 - p and r is s: then f is of the same form, with e|t| for t and e^2 c.
     above = t >= 0
+    left, right = jnp.where(above, r, s), jnp.where(above, s, r)
+    first, last = jnp.where(above, low, 1 - high), jnp.where(above, high, 1 - low)
+    side, factor = jnp.where(above, t, -np.e * t), jnp.where(above, 1, np.e**2)
+    tiny = jnp.finfo(v.dtype).tiny ** 0.5
 
-    def straight(p):
-        w = p * p - p + 1
-        a, c = jnp.maximum((p - 1) * r + s, 0) / w, jnp.maximum(r - p * s, 0) / w
-        up, down = a * jnp.exp(p), c * jnp.exp(-p)
-        tiny = jnp.finfo(v.dtype).tiny
-        left, right = jnp.where(above, up, up - t), jnp.where(above, t + down, down)
-        value = jnp.log(jnp.maximum(left, tiny)) - jnp.log(jnp.maximum(right, tiny))
-        turn = (2 * p - 1) / w
-        da, dc = r / w - a * turn, -s / w - c * turn
-        dup, ddown = (da + a) * jnp.exp(p), (dc - c) * jnp.exp(-p)
-        slope = dup / jnp.maximum(left, tiny) - ddown / jnp.maximum(right, tiny)
-        return value, slope
+    def step(p, _):
+        # log(a e^p) - log(t + c e^-p), which is nearly straight.
+        a = jnp.maximum((p - 1) * left + right, tiny)
+        down = factor * jnp.exp(-p)
+        total = side * (p * p - p + 1) + jnp.maximum(left - p * right, 0) * down
+        total = jnp.maximum(total, tiny)
+        turn = side * (2 * p - 1) - (right + left - p * right) * down
+        slope = left / a + 1 - turn / total
+        new = p - (jnp.log(a / total) + p) / jnp.where(slope > 0, slope, one)
+        # Beyond an end, most of the way to it: one may be singular, the root close to the other.
+        new = jnp.where(new < first, p + 0.98 * (first - p), new)
+        return jnp.where(new > last, p + 0.98 * (last - p), new), None
 
-    eps = jnp.finfo(v.dtype).eps
-
-    def step(carry, _):
-        low, high, p, width = carry
-        value, slope = straight(p)
-        low, high = jnp.where(value > 0, low, p), jnp.where(value > 0, p, high)
-        newton = p - value / jnp.where(slope > 0, slope, one)
-        # At the root steps are rounding, which no more shrinks: half of a one-sided bracket is far.
-        moved = jnp.abs(newton - p)
-        shrinks = (moved < width / 2) | (moved <= 8 * eps * (1 + jnp.abs(p)))
-        fits = (slope > 0) & (newton >= low) & (newton <= high) & shrinks
-        new = jnp.where(fits, newton, (low + high) / 2)
-        return (low, high, new, jnp.where(fits, jnp.abs(newton - p), high - low)), None
-
-    left = jnp.maximum(low, jnp.minimum(-3, high - 3))
-    near = (left + jnp.minimum(high, jnp.maximum(3, low + 3))) / 2
-    (low, high, p, _), _ = lax.scan(step, (low, high, near, 4 * far * one), length=_STEPS)
+    start = (
+        jnp.maximum(first, jnp.minimum(-3, last - 3)) + jnp.minimum(last, jnp.maximum(3, first + 3))
+    ) / 2
+    p, _ = lax.scan(step, start, length=_STEPS)
+    p = jnp.where(above, p, 1 - p)
     value, slope = jax.value_and_grad(_function)(p, v)
     return jnp.clip(p - value / jnp.where(slope > 0, slope, one), low, high)
 

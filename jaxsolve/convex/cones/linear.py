@@ -57,7 +57,7 @@ class Zero(AbstractVectors, AbstractSymmetricCone):
     def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return jnp.zeros_like(u)
 
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+    def along(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         return jnp.min(jnp.full_like(v, 2))
 
 
@@ -96,5 +96,5 @@ class Nonnegative(AbstractVectors, AbstractSymmetricCone):
     def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return d / u
 
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+    def along(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         return jnp.min(first_zero(v, d))

@@ -107,7 +107,7 @@ class PositiveSemidefinite(AbstractSymmetricCone):
     def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return self.svec(lyapunov(self.smat(u), 2 * self.smat(d)))
 
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+    def along(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         root = lax.linalg.cholesky(self.smat(v))
         half = lax.linalg.triangular_solve(root, self.smat(d), left_side=True, lower=True)
         turned = lax.linalg.triangular_solve(root, half.T, left_side=True, lower=True)

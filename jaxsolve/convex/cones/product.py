@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .cone import AbstractCone, AbstractSlope, AbstractSymmetricCone, Spectral
+from .cone import AbstractBarrierCone, AbstractCone, AbstractSlope, Spectral
 from .linear import Zero
 
 
@@ -34,10 +34,10 @@ class Slopes(AbstractSlope):
         return Slopes(tuple(part.map(fn) for part in self.parts), self.cones)
 
 
-class Product(AbstractSymmetricCone):
+class Product(AbstractBarrierCone):
     """The product of cones; neighbours that are equal are one batch.
 
-    It is symmetric where all of them are.
+    It has a barrier where all of them have one.
 
     Args:
         cones: any number; without any it is the cone of no rows.
@@ -84,28 +84,30 @@ class Product(AbstractSymmetricCone):
 
     @property
     def degree(self) -> int:
-        return sum(_symmetric(cone).degree for cone in self.cones)
+        return sum(_barrier(cone).degree for cone in self.cones)
 
     def identity(self, like: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        return self._rowwise(lambda cone, x: _symmetric(cone).identity(x), like)
+        return self._rowwise(lambda cone, x: _barrier(cone).identity(x), like)
 
     def depth(self, v: Float[Array, " rows"]) -> Float[Array, ""]:
-        depths = self._mapped(lambda cone, x: _symmetric(cone).depth(x), v)
+        depths = self._mapped(lambda cone, x: _barrier(cone).depth(x), v)
         return jnp.min(_joined(depths, v), initial=jnp.inf)
 
     def scaling(self, s: Float[Array, " rows"], z: Float[Array, " rows"]) -> Slopes:
-        parts = self._mapped(lambda cone, *x: _symmetric(cone).scaling(*x), s, z)
+        parts = self._mapped(lambda cone, *x: _barrier(cone).scaling(*x), s, z)
         return Slopes(tuple(parts), self)
 
-    def product(self, u: Float[Array, " rows"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        return self._rowwise(lambda cone, *x: _symmetric(cone).product(*x), u, v)
+    def centre(self, scaling: Any, s, z, ds, dz, level):
+        out = []
+        pieces = zip(self.runs, scaling.parts, *map(self.split, (s, z, ds, dz)), strict=True)
+        for (cone, _), *piece in pieces:
+            own = partial(_barrier(cone).centre, level=level)
+            out.append(jax.vmap(own)(*piece).ravel())
+        return _joined(out, s)
 
-    def quotient(self, u: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        return self._rowwise(lambda cone, *x: _symmetric(cone).quotient(*x), u, d)
-
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
-        lengths = self._mapped(lambda cone, *x: _symmetric(cone).reach(*x), v, d)
-        return jnp.min(_joined(lengths, v), initial=2)
+    def reach(self, s, z, ds, dz):
+        lengths = self._mapped(lambda cone, *x: _barrier(cone).reach(*x), s, z, ds, dz)
+        return jnp.min(_joined(lengths, s), initial=2)
 
     def held(self, v: Float[Array, " rows"]) -> Float[Array, " held"]:
         """The entries that have to be 0."""
@@ -133,9 +135,9 @@ class Product(AbstractSymmetricCone):
         return _joined([x.ravel() for x in self._mapped(fn, *vectors)], vectors[0])
 
 
-def _symmetric(cone: AbstractCone) -> AbstractSymmetricCone:
-    if not isinstance(cone, AbstractSymmetricCone):
-        raise TypeError(f"{type(cone).__name__} is not a symmetric cone.")
+def _barrier(cone: AbstractCone) -> AbstractBarrierCone:
+    if not isinstance(cone, AbstractBarrierCone):
+        raise TypeError(f"{type(cone).__name__} has no barrier here.")
     return cone
 
 

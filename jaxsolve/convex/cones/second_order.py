@@ -125,7 +125,7 @@ class SecondOrder(AbstractVectors, AbstractSymmetricCone):
         head = (u[0] * d[0] - dot(u[1:], d[1:])) / ((u[0] - length) * (u[0] + length))
         return ((d - head * u) / u[0]).at[0].set(head)
 
-    def reach(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
+    def along(self, v: Float[Array, " rows"], d: Float[Array, " rows"]) -> Float[Array, ""]:
         # The first root of |v + t d|_J^2 = c + 2 b t + a t^2, c > 0.
         length = norm(v[1:])
         a = (d[0] - norm(d[1:])) * (d[0] + norm(d[1:]))

@@ -282,7 +282,7 @@ def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
     above = t >= 0
     left, right = jnp.where(above, r, s), jnp.where(above, s, r)
     first, last = jnp.where(above, low, 1 - high), jnp.where(above, high, 1 - low)
-    side, factor = jnp.where(above, t, -np.e * t), jnp.where(above, 1, np.e**2)
+    side, factor = jnp.where(above, t, -np.e * t), jnp.where(above, one, np.e**2 * one)
     tiny = jnp.finfo(v.dtype).tiny ** 0.5
 
     def step(p, _):

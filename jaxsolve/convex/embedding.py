@@ -98,13 +98,17 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         reduced = reduce(problem, keep=True)
         zero = jnp.zeros_like(reduced.dual_scale)
         none, free = jnp.zeros_like(reduced.gradient), reduced.free
-        # Slacks as far away as the limits are on average, multipliers of the gradient's size.
-        size = reduced.sizes
+        # Slacks as far away as the limits are on average, multipliers of the gradient's size, if it
+        # is not mere rounding of 0: from there they would take a hundred steps to a certificate.
+        size, push = (
+            reduced.sizes,
+            jnp.maximum(reduced.dual_scale, jnp.finfo(zero.dtype).eps ** 0.5),
+        )
         count = jnp.sum(jnp.where(reduced.limit != 0, 1 + zero, 0))
         far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(count, 1)
         far = jnp.maximum(far, 1)
-        s, z = jnp.where(free, far * size, 0), jnp.where(free, reduced.dual_scale / size, 0)
-        ray = Ray(none, z, s, zero + 1, far * reduced.dual_scale).pack()
+        s, z = jnp.where(free, far * size, 0), jnp.where(free, push / size, 0)
+        ray = Ray(none, z, s, zero + 1, far * push).pack()
         unknown = zero + UNKNOWN
         aim = zero + (1e-6 if zero.dtype == jnp.float64 else 1e-3)
         return State(

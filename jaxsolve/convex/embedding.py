@@ -180,7 +180,7 @@ def _step(state: State) -> State:
     def solve(gradient, gap, centre):
         """Px + K'z = -gradient and z = centre + w (Kx + gap), refined with the true weights."""
         x, z = jnp.zeros_like(gradient), jnp.zeros_like(gap)
-        for _ in range(2):
+        for _ in range(3):
             base = centre / full
             right = -(gradient + reduced.transposed(base + weight * gap))
             dx = solve_lower(factor, solve_lower(factor, right), transposed=True)
@@ -219,6 +219,8 @@ def _step(state: State) -> State:
     tau = jnp.where(polish, 0, top / jnp.where(bottom < 0, bottom, -1))
     x, z = u_x + tau * w_x, u_z + tau * w_z
     s = jnp.where(free, -r_z - reduced.apply(x)[1] + reduced.limit * tau, 0)
+    # A slack far below its multiplier is smaller than the rounding of Kx: from complementarity.
+    s = jnp.where(free & (true > reduced.penalty), (centre - z) * inverse, s)
     step = Ray(x, z, s, tau, jnp.where(polish, 0, (r_k - old.kappa * tau) / old.tau))
     counts = jnp.concatenate([0 * x > 1, free, free, jnp.stack([free[:0].size == 0] * 2)])
     d = step.pack()

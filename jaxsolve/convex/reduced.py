@@ -297,10 +297,11 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
     if any(bounds) and rotation is None:
         square = jnp.concatenate([square, jnp.ones_like(q)])
+    # What the reduction leaves of a row is known to that row's rounding.
+    whole = jnp.concatenate([row**2, jnp.ones_like(square[count:])])
+    square = positive(jnp.maximum(square, jnp.finfo(q.dtype).eps * whole))
     own = square[count:]
     square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
-    biggest = largest(square)
-    square = jnp.where(biggest > 0, jnp.maximum(square, jnp.finfo(q.dtype).eps * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
     # No more than 1, as if x were of that size; a program without objective counts as 1.
     dual_scale = jnp.clip(jnp.max(jnp.diagonal(P)), 0, 1)

@@ -52,7 +52,7 @@ class Conditions(NamedTuple):
 
 def as_cones(cones: Iterable[AbstractCone] | AbstractCone) -> tuple[AbstractCone, ...]:
     """`cones` as a tuple; `TypeError` for one alone."""
-    if isinstance(cones, AbstractCone):
+    if isinstance(cones, AbstractCone) or not isinstance(cones, Iterable):
         raise TypeError(f"`cones` is {cones!r} alone; give a list of cones, as [SecondOrder(3)].")
     return tuple(cones)
 

@@ -21,6 +21,7 @@ G, H, Q = np.ones((3, 2), "f4"), np.ones(3, "f4"), np.ones(2, "f4")
         ({"G": G, "h": H, "cones": [js.SecondOrder(2)]}, ValueError, ("[2]", "2 in all", "3")),
         ({"G": G, "h": H, "cones": ["soc"]}, TypeError, ("`cones`", "soc")),
         ({"G": G, "h": H, "cones": js.SecondOrder(3)}, TypeError, ("`cones`", "alone", "list")),
+        ({"G": G, "h": H, "cones": 3}, TypeError, ("`cones`", "3", "list")),
         ({"G": G[:, :1], "h": H, "cones": [js.Zero(3)]}, ValueError, ("`G`", "`q`", "[3, 1]")),
         ({"A": np.ones((1, 2), int), "b": H[:1]}, TypeError, ("`A`", "int")),
     ],

@@ -543,6 +543,7 @@ def test_a_layer_learns_its_set():
         (sets.PSDCone(), jnp.ones((2, 3)), ValueError, "PSDCone: `point`"),
         (sets.KSparse(4), jnp.ones(3), ValueError, "KSparse: `k` is 4"),
         (sets.Sublevel(lambda w: w), jnp.ones(3), TypeError, "Sublevel: `fn` must return"),
+        (sets.Sublevel(1), jnp.ones(3), TypeError, "Sublevel: `fn` must be a function"),  # pyright: ignore
         ("a simplex", jnp.ones(3), TypeError, "`set` must be one of jaxsolve.sets"),
     ],
 )

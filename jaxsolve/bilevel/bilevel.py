@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, PyTree
 from ..convex.composite import Composite
 from ..convex.multipliers import signed_multipliers
 from ..convex.penalties import Indicator
-from ..convex.sets.base import AbstractSet
+from ..convex.sets.base import AbstractSet, emptiness
 from ..core.closure import restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
@@ -47,7 +47,6 @@ from .levels import (
     check_callable,
     check_fits,
     check_out,
-    crossed,
     open_level,
 )
 
@@ -349,18 +348,13 @@ class Bilevel(AbstractProblem):
         result = RESULTS.successful
         for found, part in zip((self.upper_set, self.lower_set), guess.primal, strict=True):
             if found is not None:
-                nearest, start = found.problem(part).prepare(None)
-                empty = nearest.screen(Guess(start))[0] == RESULTS.infeasible
-                result = RESULTS.where(empty, RESULTS.infeasible, result)
+                result = RESULTS.where(found.proved_empty(part), RESULTS.infeasible, result)
         result = RESULTS.where(usable, result, RESULTS.nonfinite_input)
         return result, Point(guess.primal, self.fitting(guess))
 
     def describe(self) -> list[str]:
-        return [
-            f"`{field}` is empty: `lower` of the Box is above its `upper`."
-            for field in ("upper_set", "lower_set")
-            if crossed(getattr(self, field))
-        ]
+        fields = ("upper_set", "lower_set")
+        return [text for name in fields for text in emptiness(name, getattr(self, name))]
 
     def fitting(self, guess: Guess) -> BilevelDual | None:
         """A guess's dual; `None` where it has none, or one of another problem."""

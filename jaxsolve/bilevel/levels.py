@@ -10,10 +10,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ..convex.sets.base import check_set
-from ..convex.sets.bounds import Box
 from ..core.checks import check_scalar, kind, show
 from ..core.closure import open_function, partition
-from ..core.vectors import ravel
 
 Scalar = Float[Array, ""]
 Pair = tuple[PyTree, PyTree]
@@ -100,15 +98,6 @@ def check_callable(name: str, field: str, fn: Any) -> None:
     """Raise unless a field is a function."""
     if not callable(fn):
         raise TypeError(f"{name}: `{field}` must be a function of (x, y, args); got {kind(fn)}.")
-
-
-def crossed(found: Any) -> bool:
-    """Whether a set is a box without elements; eager."""
-    if not isinstance(found, Box):
-        return False
-    ends = (found.lower, -jnp.inf), (found.upper, jnp.inf)
-    lower, upper = (ravel(free if end is None else end) for end, free in ends)
-    return bool(Box(lower, upper).empty())
 
 
 def check_out(name: str, field: str, out: PyTree) -> None:

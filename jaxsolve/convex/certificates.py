@@ -8,18 +8,7 @@ from jaxtyping import Array, Bool, Float
 from ..core.solution import Dual
 from ..core.vectors import largest, positive
 from . import sparse
-
-
-def wide(dtype: Any) -> float:
-    """How far off a point may lie, in sizes of the data, to be told from infinity: 1e6, in float32
-    1e3. Certificates exclude what is nearer, and tolerances grow with the point no further."""
-    return 1e6 if jnp.dtype(dtype) == jnp.float64 else 1e3
-
-
-def counted(term: Float[Array, " m"], cause: Float[Array, " n"]) -> Float[Array, ""]:
-    """The size of a product with `cause` as a scale for residuals. Along a ray all residuals are
-    small beside the products: beyond `wide` these count no more than there."""
-    return largest(term) * jnp.minimum(1, wide(term.dtype) / positive(largest(cause)))
+from .scales import wide
 
 
 def separation(products: Float[Array, " m"], noise: Float[Array, ""]) -> Bool[Array, ""]:

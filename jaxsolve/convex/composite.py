@@ -139,8 +139,13 @@ class Composite(AbstractProblem):
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         usable = clean(guess.primal, (self.args, self.penalty))
         result = RESULTS.where(self.penalty.valid(), RESULTS.successful, RESULTS.nonconvex)
+        empty = self.penalty.nowhere(guess.primal)
+        result = RESULTS.where(empty, RESULTS.infeasible, result)
         result = RESULTS.where(usable, result, RESULTS.nonfinite_input)
         return result, Point(guess.primal)
+
+    def describe(self) -> list[str]:
+        return self.penalty.describe()
 
 
 def _along(value: PyTree[Array], direction: PyTree[Array], length: Float[Array, ""]) -> PyTree:

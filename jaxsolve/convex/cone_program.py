@@ -22,7 +22,7 @@ from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest, positive
 from . import fields, sparse
-from .certificates import counted, scaled, separation
+from .certificates import scaled, separation
 from .cones import (
     AbstractCone,
     AbstractSymmetricCone,
@@ -31,6 +31,7 @@ from .cones import (
     SecondOrder,
     Zero,
 )
+from .scales import counted, counted_sizes, largest_of, scale_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -38,18 +39,20 @@ if TYPE_CHECKING:
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions before complementarity, and the sizes of what was added up."""
+    """The optimality conditions before complementarity, and the sizes of what was added up, 1 or
+    more: of the equalities, at each row of G that of its cone, and for the gradient."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
     slack: Float[Array, " m"] | None
-    primal_scale: Float[Array, ""]
+    equality_size: Float[Array, ""]
+    slack_size: Float[Array, " m"]
     dual_scale: Float[Array, ""]
 
 
 def as_cones(cones: Iterable[AbstractCone] | AbstractCone) -> tuple[AbstractCone, ...]:
     """`cones` as a tuple; `TypeError` for one alone."""
-    if isinstance(cones, AbstractCone):
+    if isinstance(cones, AbstractCone) or not isinstance(cones, Iterable):
         raise TypeError(f"`cones` is {cones!r} alone; give a list of cones, as [SecondOrder(3)].")
     return tuple(cones)
 
@@ -109,19 +112,21 @@ class ConeProgram(AbstractProblem):
         bent = self.bend(x)
         gradient = bent + self.q
         one = jnp.ones_like(x[0])
-        primal, terms = one, jnp.maximum(jnp.maximum(one, counted(bent, x)), largest(self.q))
-        equality = slack = None
+        terms = jnp.maximum(jnp.maximum(one, counted(bent, x)), largest(self.q))
+        equality_size, equality, slack, slack_size = one, None, None, self.q[:0]
         if self.A is not None and self.b is not None:
             row, push = sparse.apply(self.A, x), sparse.transposed(self.A, dual.equality)
             equality, gradient = row - self.b, gradient + push
-            primal = jnp.maximum(jnp.maximum(primal, counted(row, x)), largest(self.b))
+            equality_size = jnp.maximum(jnp.maximum(one, counted(row, x)), largest(self.b))
             terms = jnp.maximum(terms, counted(push, dual.equality))
         if self.G is not None and self.h is not None:
             row, push = sparse.apply(self.G, x), sparse.transposed(self.G, dual.inequality)
             slack, gradient = self.h - row, gradient + push
-            primal = jnp.maximum(jnp.maximum(primal, counted(row, x)), largest(self.h))
+            size = counted_sizes(self.cone.sizes(row), x, (self.b, self.h))
+            size = jnp.maximum(size, self.cone.sizes(self.cone.binding(self.h)))
+            slack_size = jnp.maximum(size, 1)
             terms = jnp.maximum(terms, counted(push, dual.inequality))
-        return Conditions(gradient, equality, slack, primal, terms)
+        return Conditions(gradient, equality, slack, equality_size, slack_size, terms)
 
     def optimality(self, point: Point) -> Point:
         found, natural = self.conditions(point), None
@@ -133,30 +138,34 @@ class ConeProgram(AbstractProblem):
     def residual(self, point: Point) -> Residual:
         """Maximum norms, judged against the size of what was added up to form them.
 
-        The primal scale is max(1, |Ax|, |b|, |Gx|, |h|), the dual one max(1, |Px|, |q|, |A'y|,
-        |G'z|), where products with x, y or z above 1e6 (1e3 in float32) count no more than at that
-        size. The primal residual is of Ax = b and s - Pi(s). Complementarity is that of slack and
-        dual each over its scale; `scale` says what it came to.
+        The primal residual is of Ax = b, over max(1, |Ax|, |b|), and of s - Pi(s), that of each
+        cone over its max(1, |Gx|, |h|), `Nonnegative` without h: large rows of one cone say nothing
+        of another. The dual scale is max(1, |Px|, |q|, |A'y|, |G'z|). Products with x, y or z above
+        1e6 (1e3 in float32) count no more than at that size, or than b and h. Complementarity is
+        that of slack and dual each over its scale. `scale` says what that came to.
         """
         found = self.conditions(point)
-        zero = jnp.zeros_like(found.primal_scale)
-        primal = zero if found.equality is None else largest(found.equality)
-        worst, scale = zero, jnp.maximum(found.primal_scale, found.dual_scale)
+        zero = jnp.zeros_like(found.dual_scale)
+        amiss, amiss_scaled, worst, largest_size = [], [], zero, found.equality_size
+        if found.equality is not None:
+            amiss, amiss_scaled = [found.equality], [found.equality / largest_size]
+        scale = jnp.maximum(largest_size, found.dual_scale)
         if found.slack is not None:
-            s, z, cone = found.slack, point.dual.inequality, self.cone
-            primal = jnp.maximum(primal, largest(s - cone.project(s)))
+            s, z, size, cone = found.slack, point.dual.inequality, found.slack_size, self.cone
+            largest_size = jnp.maximum(largest_size, largest(size))
+            outside = s - cone.project(s)
+            amiss, amiss_scaled = [*amiss, outside], [*amiss_scaled, outside / size]
             worst = largest(s - cone.project(s - z))
-            s, z = s / found.primal_scale, z / found.dual_scale
+            s, z = s / size, z / found.dual_scale
             relative = largest(s - cone.project(s - z))
             # Where s absorbs z, only the second is not 0.
+            scale = jnp.maximum(largest_size, found.dual_scale)
             worst = jnp.where(worst > 0, worst, relative * scale)
-            present = relative > 0
-            scale = jnp.where(present, worst / jnp.where(present, relative, 1), scale)
+            scale = scale_of(worst, relative, scale)
+        primal = largest_of(amiss, zero)
+        primal_scale = scale_of(primal, largest_of(amiss_scaled, zero), largest_size)
         return Residual(
-            primal,
-            largest(found.gradient),
-            worst,
-            Scale(found.primal_scale, found.dual_scale, scale),
+            primal, largest(found.gradient), worst, Scale(primal_scale, found.dual_scale, scale)
         )
 
     def default_solver(self) -> "AbstractSolver":
@@ -235,8 +244,7 @@ class ConeProgram(AbstractProblem):
         if self.G is not None:
             # One size a cone: a cone is not one any more when its rows are scaled apart.
             s = -sparse.apply(self.G, ray)
-            rows = self.cone.split(sparse.sizes(self.G))
-            size = self.cone.each([jnp.max(x, axis=1) for x in rows])
+            size = self.cone.sizes(sparse.sizes(self.G))
             parts.append((s - self.cone.project(s)) / positive(size))
         noise = largest(self.q) * largest(jnp.concatenate(parts))
         return separation(self.q * ray, noise)

@@ -98,13 +98,17 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         reduced = reduce(problem, keep=True)
         zero = jnp.zeros_like(reduced.dual_scale)
         none, free = jnp.zeros_like(reduced.gradient), reduced.free
-        # Slacks as far away as the limits are on average, multipliers of the gradient's size.
-        size = reduced.sizes
+        # Slacks as far away as the limits are on average, multipliers of the gradient's size, if it
+        # is not mere rounding of 0: from there they would take a hundred steps to a certificate.
+        size, push = (
+            reduced.sizes,
+            jnp.maximum(reduced.dual_scale, jnp.finfo(zero.dtype).eps ** 0.5),
+        )
         count = jnp.sum(jnp.where(reduced.limit != 0, 1 + zero, 0))
         far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(count, 1)
         far = jnp.maximum(far, 1)
-        s, z = jnp.where(free, far * size, 0), jnp.where(free, reduced.dual_scale / size, 0)
-        ray = Ray(none, z, s, zero + 1, far * reduced.dual_scale).pack()
+        s, z = jnp.where(free, far * size, 0), jnp.where(free, push / size, 0)
+        ray = Ray(none, z, s, zero + 1, far * push).pack()
         unknown = zero + UNKNOWN
         aim = zero + (1e-6 if zero.dtype == jnp.float64 else 1e-3)
         return State(
@@ -176,7 +180,7 @@ def _step(state: State) -> State:
     def solve(gradient, gap, centre):
         """Px + K'z = -gradient and z = centre + w (Kx + gap), refined with the true weights."""
         x, z = jnp.zeros_like(gradient), jnp.zeros_like(gap)
-        for _ in range(2):
+        for _ in range(3):
             base = centre / full
             right = -(gradient + reduced.transposed(base + weight * gap))
             dx = solve_lower(factor, solve_lower(factor, right), transposed=True)
@@ -215,6 +219,8 @@ def _step(state: State) -> State:
     tau = jnp.where(polish, 0, top / jnp.where(bottom < 0, bottom, -1))
     x, z = u_x + tau * w_x, u_z + tau * w_z
     s = jnp.where(free, -r_z - reduced.apply(x)[1] + reduced.limit * tau, 0)
+    # A slack far below its multiplier is smaller than the rounding of Kx: from complementarity.
+    s = jnp.where(free & (true > reduced.penalty), (centre - z) * inverse, s)
     step = Ray(x, z, s, tau, jnp.where(polish, 0, (r_k - old.kappa * tau) / old.tau))
     counts = jnp.concatenate([0 * x > 1, free, free, jnp.stack([free[:0].size == 0] * 2)])
     d = step.pack()

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.checks import check_kind
+from ..core.checks import check_count, check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import largest
@@ -87,6 +87,7 @@ class OperatorSplitting(AbstractSolver[QuadraticProgram | ConeProgram]):
 
     def refuse(self, problem: QuadraticProgram | ConeProgram) -> None:
         check_kind(self, problem, QuadraticProgram, ConeProgram)
+        check_count("OperatorSplitting", iterations=self.iterations)
 
     def init(self, problem: QuadraticProgram | ConeProgram, guess: Guess) -> State:
         check_multipliers(problem, guess)

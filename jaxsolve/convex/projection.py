@@ -13,7 +13,7 @@ from ..core.adjoint import AbstractAdjoint
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from ..core.solve import solve
-from .sets.base import AbstractSet, check_set
+from .sets.base import AbstractSet, check_set, emptiness
 
 if TYPE_CHECKING:
     from ..core.solver import AbstractSolver
@@ -66,7 +66,7 @@ class Projection(AbstractProblem):
         return self.stated.prepare(init)
 
     def describe(self) -> list[str]:
-        return self.stated.prepare(None)[0].describe()
+        return emptiness("set", self.set) + self.stated.prepare(None)[0].describe()
 
 
 def project(point: PyTree[Array], set: AbstractSet) -> PyTree[Array]:

@@ -19,7 +19,7 @@ from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
 from ..core.vectors import dot, largest
 from . import fields, sparse
-from .certificates import counted
+from .scales import counted, counted_sizes, largest_of, scale_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class QuadraticProgram(AbstractProblem):
         terms = [sparse.symmetric(self.P, x), self.q]
         pushes, equality = [counted(terms[0], x), self.q], None
         slacks, sizes = {}, {}
+        sides = (self.b, self.h, self.lower, self.upper)
         if self.A is not None and self.b is not None:
             row = sparse.apply(self.A, x)
             equality = row - self.b
@@ -120,30 +121,23 @@ class QuadraticProgram(AbstractProblem):
             row = sparse.apply(self.G, x)
             slacks["inequality"] = self.h - row
             terms.append(sparse.transposed(self.G, dual.inequality))
-            sizes["inequality"] = self._counted(row, x)
+            sizes["inequality"] = counted_sizes(largest(row), x, sides)
             pushes.append(counted(terms[-1], dual.inequality))
         if self.lower is not None:
             slacks["lower"] = x - self.lower
             terms.append(-dual.lower)
-            sizes["lower"] = self._counted(x, x)
+            sizes["lower"] = counted_sizes(largest(x), x, sides)
             pushes.append(counted(dual.lower, dual.lower))
         if self.upper is not None:
             slacks["upper"] = self.upper - x
             terms.append(dual.upper)
-            sizes["upper"] = self._counted(x, x)
+            sizes["upper"] = counted_sizes(largest(x), x, sides)
             pushes.append(counted(dual.upper, dual.upper))
         sizes = {name: jnp.maximum(size, 1) for name, size in sizes.items()}
         gradient = terms[0]
         for term in terms[1:]:
             gradient = gradient + term
         return Conditions(gradient, equality, Dual(**slacks), Dual(**sizes), pushes)
-
-    def _counted(self, term: Float[Array, " m"], x: Float[Array, " n"]) -> Float[Array, ""]:
-        """The size of `term`, up to that of the sides where x is far away."""
-        sides = [s for s in (self.b, self.h, self.lower, self.upper) if s is not None]
-        finite = [jnp.where(jnp.isfinite(s), s, 0) for s in sides]
-        own = largest(jnp.concatenate([jnp.ravel(s) for s in finite]))
-        return jnp.maximum(counted(term, x), jnp.minimum(largest(term), own))
 
     def optimality(self, point: Point) -> Point:
         return self._relaxed(point, jnp.minimum)
@@ -187,7 +181,7 @@ class QuadraticProgram(AbstractProblem):
         found = self.conditions(point)
         one = jnp.ones_like(point.primal[0])
         zero = jnp.zeros_like(one)
-        dual_scale = jnp.maximum(one, _largest(found.dual_terms, zero))
+        dual_scale = jnp.maximum(one, largest_of(found.dual_terms, zero))
         amiss, amiss_scaled, natural, natural_scaled, largest_size = [], [], [], [], one
         if found.equality is not None:
             largest_size = found.sizes.equality
@@ -198,10 +192,10 @@ class QuadraticProgram(AbstractProblem):
             natural.append(jnp.minimum(dual, slack))
             natural_scaled.append(jnp.minimum(dual / dual_scale, slack / size))
             largest_size = jnp.maximum(largest_size, size)
-        primal, worst = _largest(amiss, zero), _largest(natural, zero)
-        primal_scale = _scale(primal, _largest(amiss_scaled, zero), largest_size)
+        primal, worst = largest_of(amiss, zero), largest_of(natural, zero)
+        primal_scale = scale_of(primal, largest_of(amiss_scaled, zero), largest_size)
         widest = jnp.maximum(largest_size, dual_scale)
-        scale = _scale(worst, _largest(natural_scaled, zero), widest)
+        scale = scale_of(worst, largest_of(natural_scaled, zero), widest)
         return Residual(
             primal, largest(found.gradient), worst, Scale(primal_scale, dual_scale, scale)
         )
@@ -296,15 +290,3 @@ class QuadraticProgram(AbstractProblem):
         from .describe import describe
 
         return describe(self)
-
-
-def _largest(parts: list[Array], zero: Float[Array, ""]) -> Float[Array, ""]:
-    return largest(jnp.concatenate([jnp.ravel(x) for x in parts])) if parts else zero
-
-
-def _scale(
-    size: Float[Array, ""], relative: Float[Array, ""], default: Float[Array, ""]
-) -> Float[Array, ""]:
-    """What `size` is divided by to be `relative`."""
-    present = relative > 0
-    return jnp.where(present, size / jnp.where(present, relative, 1), default)

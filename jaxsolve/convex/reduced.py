@@ -234,8 +234,13 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     far = jnp.zeros_like(q[0])
     if A is not None:
         far = largest(b / positive(jnp.sqrt(jnp.sum(A**2, axis=1))))
+    row = q[:0] if G is None else jnp.sqrt(jnp.sum(G**2, axis=1))
+    # A row of zeros says nothing, and with a side of 0 it would leave no interior.
+    idle = row == 0 if h is None else (row == 0) & (h >= 0)
     if keep and A is not None:
         kept = A.shape[0]
+        row = jnp.concatenate([jnp.sqrt(jnp.sum(A**2, axis=1)), row])
+        idle = jnp.concatenate([jnp.zeros(kept, dtype=bool), idle])
         G = A if G is None else jnp.concatenate([A, G])
         h = b if h is None else jnp.concatenate([b, h])
         A = None
@@ -243,7 +248,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     n = P.shape[0]
     bounds = (lower is not None, upper is not None)
     count = 0 if G is None else G.shape[0]
-    reach = far * (q[:0] if G is None else jnp.sqrt(jnp.sum(G**2, axis=1)))
+    reach = far * row
     if kept:
         reach = reach.at[:kept].set(largest(b))
     own = far + jnp.zeros_like(q)
@@ -255,6 +260,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         upper = jnp.where(equal, jnp.inf, upper)
     limit = join(h, None if lower is None else -lower, upper, q)
     present = jnp.isfinite(limit)
+    present = present.at[:count].set(present[:count] & ~idle)
     fixed = jnp.zeros_like(present)
     if equal is not None:
         fixed = fixed.at[count : count + n].set(equal)
@@ -291,10 +297,11 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
     if any(bounds) and rotation is None:
         square = jnp.concatenate([square, jnp.ones_like(q)])
+    # What the reduction leaves of a row is known to that row's rounding.
+    whole = jnp.concatenate([row**2, jnp.ones_like(square[count:])])
+    square = positive(jnp.maximum(square, jnp.finfo(q.dtype).eps * whole))
     own = square[count:]
     square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
-    biggest = largest(square)
-    square = jnp.where(biggest > 0, jnp.maximum(square, jnp.finfo(q.dtype).eps * biggest), one)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
     # No more than 1, as if x were of that size; a program without objective counts as 1.
     dual_scale = jnp.clip(jnp.max(jnp.diagonal(P)), 0, 1)

@@ -120,8 +120,7 @@ class Form(eqx.Module):
         out = self.low == self.high
         if self.cone is None:
             return out
-        zero = [jnp.full(n, isinstance(cone, Zero)) for cone, n in self.cone.runs]
-        return jnp.concatenate([out, self.cone.each(zero)])
+        return jnp.concatenate([out, self.cone.consists(Zero)])
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """The nearest point of C."""
@@ -159,6 +158,21 @@ class Form(eqx.Module):
         parts = [values[:count], self.cone.each([jnp.mean(x, axis=1) for x in pieces])]
         return jnp.concatenate(parts)
 
+    def sizes(self, w: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """At each row the size of what its slack was added up from: of its field, or its cone."""
+        count, parts, at = self.low.shape[0], [], 0
+        own = jnp.maximum(
+            jnp.abs(w[:count]), jnp.where(self.low == self.high, jnp.abs(self.low), 0)
+        )
+        for rows in [sparse.shape_of(m)[0] for m in self.matrices] + [self.q.size] * self.box:
+            # Rows of a cone come after those of intervals.
+            parts += [jnp.full(rows, largest(own[at : at + rows]))] if at < count else []
+            at += rows
+        if self.cone is not None and self.h is not None:
+            sides = self.cone.sizes(self.cone.binding(self.h))
+            parts.append(jnp.maximum(self.cone.sizes(w[count:]), sides))
+        return jnp.maximum(jnp.concatenate(parts), 1)
+
     def error(
         self,
         x: Float[Array, " n"],
@@ -178,11 +192,9 @@ class Form(eqx.Module):
         error = largest(gradient) / dual
         if self.count == 0:
             return error, gradient
-        sides = [jnp.where(self.low == self.high, self.low, 0)]
-        sides += [] if self.h is None else [self.h]
-        primal = jnp.maximum(one, largest(jnp.concatenate([w, *sides])))
-        gap = largest(w - self.project(w + y * (primal / dual))) / primal
-        return jnp.maximum(error, gap), gradient
+        size = self.sizes(w)
+        gap = (w - self.project(w + y * (size / dual))) / size
+        return jnp.maximum(error, largest(gap)), gradient
 
     def complementary(
         self,

@@ -67,6 +67,9 @@ class Batch:
     @property
     def width(self) -> int:
         """Slots: as many lanes as stay near the cache, or fill the accelerator."""
+        if not isinstance(self.size, int):
+            # A symbolic batch (`jax.export`) compares with no number: all are stepped together.
+            return self.size
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
         high, budget, few, most = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])

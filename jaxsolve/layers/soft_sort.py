@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.adjoint import AbstractAdjoint
-from ..core.checks import show
+from ..core.checks import check_instance, check_positive, show
 from ..core.solve import solve
 from ..core.vectors import positive
 from ..transport.plan import Plan
@@ -53,7 +53,8 @@ class _ToTargets(eqx.Module):
     def _shares(self, values: Vector) -> Float[Array, " m"]:
         """The weights of the targets, of sum 1."""
         targets: Any = values.size if self.targets is None else self.targets
-        if isinstance(targets, int | np.integer) and targets >= 1:
+        counts = isinstance(targets, int | np.integer) and not isinstance(targets, bool)
+        if counts and targets >= 1:
             targets = np.ones(targets)
         shares = jnp.asarray(targets, values.dtype)
         if shares.ndim != 1 or shares.size == 0:
@@ -65,6 +66,8 @@ class _ToTargets(eqx.Module):
 
     def _checked(self, values: Any, weights: Any, axes: tuple[int, ...]) -> tuple[Array, Array]:
         name = type(self).__name__
+        check_positive(name, epsilon=self.epsilon)
+        check_instance(name, "axis", self.axis, int, "a whole number")
         values = jnp.asarray(values)
         if values.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"{name}: `values` is {show(values)}: give float32 or float64.")

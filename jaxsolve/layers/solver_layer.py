@@ -13,6 +13,7 @@ import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from ..core.adjoint import AbstractAdjoint
+from ..core.checks import kind
 from ..core.problem import AbstractProblem
 from ..core.solve import solve
 
@@ -50,6 +51,11 @@ class SolverLayer(eqx.Module):
         Raises:
             TypeError, ValueError: at trace time, where shapes, dtypes or settings do not fit.
         """
+        if not callable(self.problem_fn):
+            raise TypeError(
+                "SolverLayer: `problem_fn` must be a function that returns a problem; got "
+                f"{kind(self.problem_fn)}."
+            )
         problem = self.problem_fn(*inputs)
         init = None
         if isinstance(problem, tuple):

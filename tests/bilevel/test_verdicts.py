@@ -127,7 +127,7 @@ def test_infinite_limits_ask_for_nothing(x64, kind, limits):
 def test_a_crossed_set_is_infeasible(field):
     crossed = sets.Box(jnp.array([0.0, 1.0]), 0.5)
     problem = js.Bilevel(near, follow, **{field: crossed})
-    assert js.check(problem) == [f"`{field}` is empty: `lower` of the Box is above its `upper`."]
+    assert js.check(problem) == [f"`{field}` is empty: the data of Box leave no element."]
     assert js.check(js.Bilevel(near, follow, **{field: sets.Box(upper=1.0)})) == []
     for solver in (None, js.LVHBA(steps=10)):
         assert js.solve(problem, solver, pair(), throw=False).result == js.RESULTS.infeasible
@@ -139,6 +139,16 @@ def test_a_crossed_set_is_infeasible(field):
         ).value[0].sum()
     )(0.5)  # fmt: skip
     assert np.isnan(gradient)
+
+
+def test_an_empty_polyhedron_is_infeasible():
+    # x_0 + x_1 <= -1 and x >= 0: no row alone says so.
+    empty = sets.Polyhedron(G=jnp.ones((1, 2)), h=-jnp.ones(1), lower=0.0)
+    full = sets.Polyhedron(G=jnp.ones((1, 2)), h=jnp.ones(1), lower=0.0)
+    found = js.solve(js.Bilevel(near, follow, upper_set=empty), None, pair(), throw=False)
+    assert found.result == js.RESULTS.infeasible
+    found = js.solve(js.Bilevel(near, follow, upper_set=full), None, pair(), throw=False)
+    assert found.success
 
 
 def test_a_crossed_set_of_samples_is_infeasible():

@@ -106,3 +106,17 @@ def test_no_false_success_among_thirty_five_thousand(kind, x64):
     assert seen["successful"] > 3000 and seen["infeasible"] > 3000
     unproved = sum(seen[n] for n in ("stalled", "max_steps_reached", "nonfinite_state"))
     assert unproved <= 35, seen
+
+
+def test_an_objective_that_is_rounding_delays_no_proof(dtype):
+    rng = np.random.default_rng(1)
+    programs = [generate(rng, "linear", "infeasible") for _ in range(200)]
+    # -A'y - G'z of the planted certificate: 0, but for the last digits.
+    assert max(np.abs(d["q"]).max() for d in programs) < 1e-14
+    found = jax.tree.map(np.asarray, solver_of("linear")(stack(programs, dtype)))
+    assert {NAMES[int(code)] for code in found[0]} == {"infeasible"}
+    for i, data in enumerate(programs):
+        value, dual = jax.tree.map(lambda x: np.float64(x[i]), found[1:])  # noqa: B023
+        assert proves(
+            "linear", data, "infeasible", value, dual, rtol=(2e-3, 1e-5)[dtype == "float64"]
+        )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cone_programs import by_clarabel, planted
+from cone_programs import by_clarabel, outside, parts, planted
 
 import jaxsolve as js
 
@@ -21,6 +21,7 @@ G, H, Q = np.ones((3, 2), "f4"), np.ones(3, "f4"), np.ones(2, "f4")
         ({"G": G, "h": H, "cones": [js.SecondOrder(2)]}, ValueError, ("[2]", "2 in all", "3")),
         ({"G": G, "h": H, "cones": ["soc"]}, TypeError, ("`cones`", "soc")),
         ({"G": G, "h": H, "cones": js.SecondOrder(3)}, TypeError, ("`cones`", "alone", "list")),
+        ({"G": G, "h": H, "cones": 3}, TypeError, ("`cones`", "3", "list")),
         ({"G": G[:, :1], "h": H, "cones": [js.Zero(3)]}, ValueError, ("`G`", "`q`", "[3, 1]")),
         ({"A": np.ones((1, 2), int), "b": H[:1]}, TypeError, ("`A`", "int")),
     ],
@@ -66,6 +67,72 @@ def test_a_small_objective_is_minimised_as_well(solver):
     assert np.all(solution.success)
     for lane, data in enumerate(many):
         np.testing.assert_allclose(solution.value[lane], by_clarabel(data, cones)[0], atol=1e-2)
+
+
+SCALED = (js.Nonnegative(2), js.SecondOrder(3), js.Nonnegative(3), js.SecondOrder(2))
+
+
+def _with_large_rows(rng, factor):
+    """Planted programs with the rows of one cone, or the equalities, multiplied."""
+    data, x = planted(rng, SCALED, 6, 1)
+    which, sizes = rng.integers(len(SCALED) + 1), [cone.rows for cone in SCALED]
+    if which == len(SCALED):
+        return data | {k: factor * data[k] for k in ("A", "b")}, x
+    rows = np.repeat(np.arange(len(SCALED)) == which, sizes)
+    scale = np.where(rows, factor, 1)
+    return data | {"G": scale[:, None] * data["G"], "h": scale * data["h"]}, x
+
+
+def _solved(many, cones, solver, dtype):
+    batch = {k: jnp.asarray(np.stack([data[k] for data in many]), dtype) for k in many[0]}
+    run = jax.jit(jax.vmap(lambda data: js.solve(_problem(data, cones), solver, throw=False)))
+    return run(batch)
+
+
+@pytest.mark.parametrize("solver", [js.InteriorPoint(), js.OperatorSplitting()])
+def test_large_rows_excuse_no_other_cone(solver, dtype):
+    # The large row is active in the second program, not in the first.
+    factor, none = (1e6, 1e12)[dtype == "float64"], np.zeros((0, 3))
+    rows = np.concatenate([np.ones((1, 3)), np.eye(3)])
+    scale = np.array([factor, 1, 1, 1])
+    many = [
+        {
+            "P": np.eye(3),
+            "q": np.array([-3.0, -2, 1]),
+            "A": none,
+            "b": none[:, 0],
+            "G": scale[:, None] * rows,
+            "h": scale * np.array([side, 0.5, 0.5, 0.5]),
+        }
+        for side in (1, -1)
+    ]
+    cones = (js.Nonnegative(1), js.Nonnegative(3))
+    found = _solved(many, cones, solver, dtype)
+    assert np.all(found.success)
+    # By hand: the bounds are active, and the row takes the rest.
+    np.testing.assert_allclose(found.value, [[0.5, 0.5, -1], [0.5, 0.5, -2]], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [js.InteriorPoint(), js.OperatorSplitting()])
+def test_large_rows_excuse_no_other_cone_of_five_hundred(solver, dtype):
+    rng, factors = np.random.default_rng(0), (10.0 ** np.arange(2, 8), 10.0 ** np.arange(2, 14))
+    factors = factors[dtype == "float64"]
+    many, points = zip(
+        *(_with_large_rows(rng, rng.choice(factors)) for _ in range(500)), strict=True
+    )
+    found = _solved(many, SCALED, solver, dtype)
+    tolerance, most = ((1e-4, 0.02), (1e-8, 1e-5))[dtype == "float64"]
+    for lane in np.flatnonzero(found.success):
+        data, x = many[lane], np.asarray(found.value[lane], np.float64)
+        row = data["G"] @ x
+        for (cone, own), (_, side) in zip(
+            parts(SCALED, data["h"] - row), parts(SCALED, data["h"]), strict=True
+        ):
+            size = max(1, np.abs(side).max(), np.abs(side - own).max())
+            assert outside(cone, own) <= 2 * tolerance * size
+        np.testing.assert_allclose(x, points[lane], atol=most)
+    assert np.mean(found.success) >= 0.9
 
 
 def test_certificates_are_checked_against_the_data(x64):

@@ -115,6 +115,23 @@ def test_scaled_triangles_keep_the_trace(x64):
     )
 
 
+@pytest.mark.parametrize(
+    ("cone", "n", "error", "words"),
+    [
+        (js.PositiveSemidefinite, -1, ValueError, "PositiveSemidefinite: `n` must not be negative"),
+        (js.Nonnegative, 2.0, TypeError, "Nonnegative: `n` must be a whole number; got 2.0"),
+        (js.Nonnegative, True, TypeError, "Nonnegative: `n` must be a whole number; got True"),
+        (js.Zero, -3, ValueError, "Zero: `n` must not be negative; got -3"),
+        (js.SecondOrder, 0, ValueError, "SecondOrder: `n` counts t as well"),
+        (js.SecondOrder, "3", TypeError, "SecondOrder: `n` must be a whole number; got '3'"),
+        (js.SecondOrder, 3.5, TypeError, "SecondOrder: `n` must be a whole number; got 3.5"),
+    ],
+)
+def test_a_size_that_is_none_is_named(cone, n, error, words):
+    with pytest.raises(error, match=words):
+        cone(n)
+
+
 def test_products_are_their_parts(x64):
     cones = (js.Nonnegative(2), js.SecondOrder(3), js.SecondOrder(3), js.Zero(1))
     v = np.random.default_rng(0).normal(size=9)

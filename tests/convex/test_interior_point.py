@@ -85,15 +85,45 @@ def test_a_small_objective_is_minimised_as_well(solver):
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "OperatorSplitting"])
 def test_large_rows_excuse_no_violated_bound(solver):
+    """Nor do they keep a solver from the solution, those of G beside small ones of A either."""
     many = [programs.regular(seed) for seed in range(15)]
-    large = [{**d, **{name: 1e6 * d[name] for name in ("A", "b", "G", "h")}} for d in many]
+    large = [
+        {**d, **{name: 1e6 * d[name] for name in names}}
+        for names in (("A", "b", "G", "h"), ("G", "h"))
+        for d in many
+    ]
+    many = many * 2
     solution = batch(large, SOLVERS.get(solver, js.OperatorSplitting()), jnp.float32)
-    if solver in ("ActiveSet", "OperatorSplitting"):
-        assert np.all(solution.success)
-    for lane in np.flatnonzero(solution.success):
+    assert np.all(solution.success)
+    for lane in range(len(large)):
         x, data = np.asarray(solution.value[lane], np.float64), many[lane]
         assert np.all(x >= data["lower"] - 1e-3) and np.all(x <= data["upper"] + 1e-3)
         np.testing.assert_allclose(x, programs.by_clarabel(data), atol=1e-2)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rows_of_zeros_say_nothing(solver, dtype):
+    """0'x <= h changes no solution where h >= 0, not even the number of steps; h < 0 is proved."""
+    many = [programs.regular(seed) for seed in range(9)]
+    n = many[0]["q"].size
+
+    def with_rows(data, sides):
+        sides = np.asarray(sides, float)
+        G = np.concatenate([data["G"], np.zeros((sides.size, n))])
+        return data | {"G": G, "h": np.append(data["h"], sides)}
+
+    usual = batch(many, SOLVERS[solver], dtype)
+    idle = batch([with_rows(d, [0, 0, -0.0, 2, 0]) for d in many], SOLVERS[solver], dtype)
+    assert np.all(usual.success) and np.all(idle.success)
+    np.testing.assert_array_equal(idle.stats.steps, usual.stats.steps)
+    for lane, data in enumerate(many):
+        expected = programs.by_clarabel(data)
+        np.testing.assert_allclose(
+            idle.value[lane], expected, atol=(2e-3, 1e-6)[dtype == "float64"]
+        )
+    wrong = batch([with_rows(d, [0, 0, -1, 2, 0]) for d in many], SOLVERS[solver], dtype)
+    for lane in range(len(many)):
+        assert name_of(jax.tree.map(lambda x: x[lane], wrong.result)) == "infeasible"  # noqa: B023
 
 
 def test_a_feasible_set_of_one_point_is_found(x64):

@@ -107,6 +107,13 @@ def test_it_refuses_other_problems():
         js.solve(js.Minimise(lambda y, _: jnp.sum(y**2)), js.OperatorSplitting(), jnp.ones(2))
 
 
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
+def test_a_number_of_iterations_that_is_none_is_named(count, error):
+    problem = js.ConeProgram(jnp.eye(2), jnp.ones(2))
+    with pytest.raises(error, match="OperatorSplitting: `iterations` must be"):
+        js.solve(problem, js.OperatorSplitting(iterations=count))
+
+
 @pytest.mark.slow
 def test_a_guess_of_a_neighbour_saves_steps(x64):
     """The optimum of a problem whose data moved a little is found in a step or two."""

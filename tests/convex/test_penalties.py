@@ -205,6 +205,21 @@ def test_bad_input_is_refused():
         js.prox(penalties.L1(1.0), z, jnp.ones(3))
     with pytest.raises(TypeError, match="one of jaxsolve.penalties"):
         js.prox(lambda y: y, z)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`step_size` must not be negative; got -1"):
+        js.prox(penalties.L1(1.0), z, -1.0)
+    with pytest.raises(TypeError, match="`step_size` must be a number; got 'a'"):
+        js.prox(penalties.L1(1.0), z, "a")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`penalty`, Group, has a negative weight"):
+        js.prox(penalties.Group(-1.0), z)
+
+
+def test_a_lane_without_a_prox_is_nan_alone():
+    steps, weights = jnp.array([0.5, -0.5, 0.5]), jnp.array([1.0, 1.0, -1.0])
+    for kind in (penalties.L1, penalties.Group, penalties.Nuclear):
+        fn = lambda s, w: js.prox(kind(w), jnp.full((2, 2), 3.0), s)  # noqa: B023
+        found = jax.jit(jax.vmap(fn))(steps, weights)
+        np.testing.assert_array_equal(np.isnan(found).all((1, 2)), [False, True, True])
+        assert np.isfinite(found[0]).all()
 
 
 @pytest.mark.slow

@@ -543,6 +543,7 @@ def test_a_layer_learns_its_set():
         (sets.PSDCone(), jnp.ones((2, 3)), ValueError, "PSDCone: `point`"),
         (sets.KSparse(4), jnp.ones(3), ValueError, "KSparse: `k` is 4"),
         (sets.Sublevel(lambda w: w), jnp.ones(3), TypeError, "Sublevel: `fn` must return"),
+        (sets.Sublevel(1), jnp.ones(3), TypeError, "Sublevel: `fn` must be a function"),  # pyright: ignore
         ("a simplex", jnp.ones(3), TypeError, "`set` must be one of jaxsolve.sets"),
     ],
 )
@@ -571,3 +572,38 @@ def test_capped_thresholds_do_not_run_in_circles(x64):
     x = found.value
     np.testing.assert_allclose(jnp.sum(x, axis=1), 2.2, rtol=1e-12)
     assert float(jnp.min(x)) >= 0 and float(jnp.max(x)) <= 0.9
+
+
+EMPTY = {
+    "box": sets.Box(jnp.array([0.0, 1.0, 0.0]), 0.5),
+    "l1": sets.L1Ball(-1.0),
+    "l2": sets.L2Ball(-1.0),
+    "linf": sets.LinfBall(-1.0),
+    "halfspace": sets.Halfspace(jnp.zeros(3), -1.0),
+    "simplex": sets.Simplex(-1.0),
+    "capped": sets.CappedSimplex(4.0, jnp.ones(3)),
+    "affine": sets.Affine(jnp.ones((2, 3)), jnp.array([1.0, 2.0])),
+    "polyhedron": sets.Polyhedron(lower=1.0, upper=0.0),
+    "intersection": sets.Intersection(sets.Box(1.0, 0.5), sets.L2Ball(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_set_is_found_before_and_by_a_solve(name):
+    empty, point = EMPTY[name], jnp.array([0.2, 0.3, -0.1])
+    distance = lambda y, args: jnp.sum((y - args) ** 2)
+    composite = js.Composite(distance, js.penalties.Indicator(empty), point)
+    for problem, init in ((js.Projection(point, empty), None), (composite, point)):
+        assert any("empty" in text or "infeasible" in text for text in js.check(problem))
+        assert js.solve(problem, init=init, throw=False).result == js.RESULTS.infeasible
+    for other in (sets.Box(), sets.CappedSimplex(1.5), sets.Polyhedron(lower=0.0), sets.L2Ball()):
+        assert js.check(js.Projection(point, other)) == []
+        assert js.check(js.Composite(distance, js.penalties.Indicator(other), point)) == []
+
+
+def test_a_polyhedron_without_points_is_infeasible_as_a_penalty():
+    # No row contradicts itself: it takes a solve.
+    empty = sets.Polyhedron(G=jnp.ones((1, 3)), h=-jnp.ones(1), lower=0.0)
+    distance = lambda y, args: jnp.sum((y - args) ** 2)
+    problem = js.Composite(distance, js.penalties.Indicator(empty), jnp.ones(3))
+    assert js.solve(problem, init=jnp.ones(3), throw=False).result == js.RESULTS.infeasible

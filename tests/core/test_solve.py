@@ -320,6 +320,22 @@ def test_inside_shard_map(check_vma, x64, auto_mesh):
     np.testing.assert_allclose(hessian, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("lanes", [None, js.Refill(width=2)])
+def test_export_of_a_batch_of_any_size(lanes, x64):
+    """The symbolic batch has the results of a batch of each size, hard lanes among easy ones."""
+    value = lambda a: js.solve(Root(cubic, a), Newton(), jnp.array(1.0), lanes=lanes).value
+    batch = jax.jit(jax.vmap(jax.value_and_grad(value)))
+    shape = jax.export.symbolic_shape("lanes")
+    exported = jax.export.export(batch)(jax.ShapeDtypeStruct(shape, jnp.float64))
+    loaded = jax.export.deserialize(exported.serialize())
+    for size in (1, 3, 300):
+        data = jnp.logspace(-3, 6, size)
+        found, slope = (np.asarray(x) for x in loaded.call(data))
+        # The tolerance of the solve.
+        np.testing.assert_allclose(found**3 + found, data, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(slope, root_derivative(found), rtol=1e-7)
+
+
 def test_export_and_load(x64):
     value = lambda a: js.solve(Root(cubic, a), Newton(), jnp.array(1.0)).value
     f = jax.jit(jax.value_and_grad(value))

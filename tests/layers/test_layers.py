@@ -64,6 +64,8 @@ def test_solver_layer_refuses_other_tuples():
     layer = js.SolverLayer(lambda x: (Minimise(lambda y, _: y**2), x, x))
     with pytest.raises(TypeError, match="problem_fn"):
         layer(jnp.array(1.0))
+    with pytest.raises(TypeError, match="SolverLayer: `problem_fn` must be a function .* got 1"):
+        js.SolverLayer(1)(jnp.array(1.0))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_failed_lane_is_nan_in_the_derivative_alone(x64):

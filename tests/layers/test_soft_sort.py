@@ -61,7 +61,7 @@ def test_targets_of_a_layer_in_a_compiled_program():
 
 
 def test_what_are_no_targets_is_named():
-    for targets in (0, 2.5, ()):
+    for targets in (0, 2.5, (), True):
         with pytest.raises(ValueError, match="SoftSort: `targets` must be"):
             js.SoftSort(targets=targets)(jnp.arange(3.0))
 
@@ -129,6 +129,11 @@ def test_derivatives_are_differences(x64, layer):
 def test_wrong_inputs_are_named():
     with pytest.raises(TypeError, match="SoftSort: `values` is int32"):
         js.SoftSort()(jnp.arange(3))
+    for epsilon, error in ((0.0, ValueError), (-1.0, ValueError), ("a", TypeError)):
+        with pytest.raises(error, match="SoftSort: `epsilon` must be"):
+            js.SoftSort(epsilon=epsilon)(jnp.ones(3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"SoftRank: `axis` must be a whole number; got 0\.5"):
+        js.SoftRank(axis=0.5)(jnp.ones(3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no axis 1"):
         js.SoftRank(axis=1)(jnp.ones(3))
     with pytest.raises(ValueError, match="`weights` is float32"):

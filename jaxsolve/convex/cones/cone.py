@@ -10,12 +10,15 @@ Pi is the gradient of a convex function, so where it has a derivative, D(v) is s
 
 import abc
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from ...core.checks import kind
 
 Spectral = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 """A function of eigenvalues, elementwise."""
@@ -169,9 +172,21 @@ class AbstractVectors(AbstractCone):
 
     n: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        check_order(self, self.n)
+
     @property
     def rows(self) -> int:
         return self.n
+
+
+def check_order(cone: AbstractCone, n: Any) -> None:
+    """Raise unless `n` is a whole number (`TypeError`) that is not negative (`ValueError`)."""
+    name = type(cone).__name__
+    if not isinstance(n, int | np.integer) or isinstance(n, bool):
+        raise TypeError(f"{name}: `n` must be a whole number; got {kind(n)}.")
+    if n < 0:
+        raise ValueError(f"{name}: `n` must not be negative; got {n}.")
 
 
 def heaviside(x: Float[Array, "..."]) -> Float[Array, "..."]:

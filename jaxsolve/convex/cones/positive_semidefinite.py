@@ -19,7 +19,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ...core.vectors import identity, matmul
-from .cone import AbstractSpectrum, AbstractSymmetricCone, Spectral, divided_difference, first_zero
+from .cone import (
+    AbstractSpectrum,
+    AbstractSymmetricCone,
+    Spectral,
+    check_order,
+    divided_difference,
+    first_zero,
+)
 
 
 class Eigenframe(AbstractSpectrum):
@@ -43,6 +50,9 @@ class PositiveSemidefinite(AbstractSymmetricCone):
     """
 
     n: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_order(self, self.n)
 
     @property
     def rows(self) -> int:

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from ...core.vectors import largest
 from .cone import AbstractBarrierCone, AbstractCone, AbstractSlope, Spectral
-from .linear import Zero
+from .linear import Nonnegative, Zero
 
 
 class Slopes(AbstractSlope):
@@ -75,6 +76,19 @@ class Product(AbstractBarrierCone):
             jnp.repeat(value, cone.rows) for value, (cone, _) in zip(values, self.runs, strict=True)
         ]
         return jnp.concatenate(parts)
+
+    def sizes(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """The largest absolute entry of each cone, at each of its rows."""
+        return self.each([jax.vmap(largest)(x) for x in self.split(v)])
+
+    def consists(self, kind: type[AbstractCone]) -> Bool[Array, " rows"]:
+        """Rows that are of cones of this kind."""
+        return self.each([jnp.full(count, isinstance(cone, kind)) for cone, count in self.runs])
+
+    def binding(self, h: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """h where it is a size of every slack h - Gx near the cone's boundary: 0 on `Nonnegative`,
+        where active slacks are 0 and h of the others may be anything."""
+        return jnp.where(self.consists(Nonnegative), 0, h)
 
     def project(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return self._rowwise(lambda cone, x: cone.project(x), v)

@@ -24,6 +24,7 @@ from .cone import (
     AbstractSymmetricCone,
     AbstractVectors,
     Spectral,
+    check_order,
     divided_difference,
     first_zero,
     heaviside,
@@ -66,6 +67,7 @@ class SecondOrder(AbstractVectors, AbstractSymmetricCone):
     """
 
     def __check_init__(self):
+        check_order(self, self.n)
         if self.n < 1:
             raise ValueError(f"SecondOrder: `n` counts t as well and is at least 1; got {self.n}.")
 

@@ -17,7 +17,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core.checks import show
+from ...core.checks import check_number, show
+from ...core.solution import is_traced
 
 
 class AbstractPenalty(eqx.Module):
@@ -46,6 +47,14 @@ class AbstractPenalty(eqx.Module):
     def valid(self) -> Bool[Array, ""]:
         """Whether h is convex: no weight is negative. NaN is not asked about."""
         return jnp.array(True)
+
+    def nowhere(self, y: PyTree[Array]) -> Bool[Array, ""]:
+        """Whether h is known to be infinite everywhere."""
+        return jnp.array(False)
+
+    def describe(self) -> list[str]:
+        """What the data say, in words; eager."""
+        return []
 
     def projects(self, y: PyTree[Array]) -> bool:
         """Whether the Jacobian of `prox` is an orthogonal projection wherever it exists, as it is
@@ -133,8 +142,8 @@ def prox(
 ) -> PyTree[Array]:
     """argmin_y penalty(y) + ||y - point||^2 / (2 step_size).
 
-    Differentiable in the point, the penalty's weights and the step size. Weights and step sizes
-    are not negative, which is not checked.
+    Differentiable in the point, the penalty's weights and the step size. With a negative weight or
+    step size there is no such point: NaN where these are traced.
 
     Example:
         ```python
@@ -142,15 +151,23 @@ def prox(
         ```
 
     Raises:
-        TypeError, ValueError: the penalty does not fit the point.
+        TypeError, ValueError: the penalty does not fit the point; a weight or the step size is
+            negative.
     """
     if not isinstance(penalty, AbstractPenalty):
         raise TypeError(f"`penalty` must be one of jaxsolve.penalties; got {penalty!r}.")
-    if jnp.ndim(step_size) != 0:
+    if eqx.is_array_like(step_size) and jnp.ndim(step_size) != 0:
         raise ValueError(f"`step_size` must be a scalar; got shape {jnp.shape(step_size)}.")
+    check_number("prox", step_size=step_size)
     point = jax.tree.map(jnp.asarray, point)
     penalty.check(point, "point")
-    return penalty.prox(point, jnp.asarray(step_size))
+    step_size, convex = jnp.asarray(step_size), penalty.valid()
+    if not is_traced(step_size) and step_size < 0:
+        raise ValueError(f"prox: `step_size` must not be negative; got {step_size}.")
+    if not is_traced(convex) and not convex:
+        raise ValueError(f"prox: `penalty`, {type(penalty).__name__}, has a negative weight.")
+    exists = convex & ~(step_size < 0)
+    return jax.tree.map(lambda x: jnp.where(exists, x, jnp.nan), penalty.prox(point, step_size))
 
 
 def weights(tree: PyTree) -> PyTree[Array]:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core.vectors import largest
 from ..sets import (
@@ -18,7 +18,7 @@ from ..sets import (
     Simplex,
     TransportPolytope,
 )
-from ..sets.base import AbstractSet, check_set
+from ..sets.base import AbstractSet, check_set, emptiness
 from .base import AbstractPenalty
 
 _POLYHEDRAL = (
@@ -57,6 +57,12 @@ class Indicator(AbstractPenalty):
     def check(self, y: PyTree[Array], name: str) -> None:
         check_set("Indicator", "set", self.set)
         self.set.problem(y)
+
+    def nowhere(self, y: PyTree[Array]) -> Bool[Array, ""]:
+        return self.set.proved_empty(y)
+
+    def describe(self) -> list[str]:
+        return emptiness("penalty.set", self.set)
 
     def projects(self, y: PyTree[Array]) -> bool:
         return isinstance(self.set, _POLYHEDRAL)

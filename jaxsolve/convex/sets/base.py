@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core.checks import check_instance, check_shape, show
 from ...core.problem import AbstractProblem
-from ...core.solution import RESULTS
+from ...core.solution import RESULTS, Guess
 from ...core.solve import solve
 
 
@@ -42,6 +42,16 @@ class AbstractSet(eqx.Module):
         # The last point of a failed solve would pass for an element.
         empty = solution.result == RESULTS.infeasible
         return jax.tree.map(lambda x: jnp.where(empty, jnp.nan, x), solution.value)
+
+    def empty(self) -> Bool[Array, ""]:
+        """Whether the data by themselves leave no element, as far as a set sees it without being
+        fitted to a point; NaN does not."""
+        return jnp.array(False)
+
+    def proved_empty(self, point: PyTree[Array]) -> Bool[Array, ""]:
+        """Whether the set is known to have no element, for points like this one."""
+        problem, start = self.problem(point).prepare(None)
+        return problem.screen(Guess(start))[0] == RESULTS.infeasible
 
     def constraints(self, point: Array) -> dict[str, Array] | None:
         """The set, fitted to the point, as fields `A, b, G, h, lower, upper` of a quadratic
@@ -95,13 +105,16 @@ class AbstractClosedForm(AbstractSet):
         """How far point - at is from the normal cone at `at`, by a multiplier read from both and
         natural residuals min(dual, slack); not from the formula."""
 
-    def empty(self) -> Bool[Array, ""]:
-        """Whether the data leave no element; NaN does not."""
-        return jnp.array(False)
-
     def size(self) -> Float[Array, ""] | float:
         """The size of the data, beside that of the point: what `violation` is judged by."""
         return 0.0
+
+
+def emptiness(field: str, found: AbstractSet | None) -> list[str]:
+    """A sentence where a field's data leave no element; eager."""
+    if found is None or not bool(found.empty()):
+        return []
+    return [f"`{field}` is empty: the data of {type(found).__name__} leave no element."]
 
 
 def number(value: Any) -> Any:

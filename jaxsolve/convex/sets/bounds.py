@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.vectors import dot, largest
+from ...core.vectors import dot, largest, ravel
 from .base import AbstractClosedForm, number, scalar, shaped, vector
 
 
@@ -68,8 +68,9 @@ class Box(AbstractClosedForm):
         return largest(natural(point - at, at - self.lower, self.upper - at))
 
     def empty(self) -> Bool[Array, ""]:
-        nowhere = (self.lower == jnp.inf) | (self.upper == -jnp.inf)
-        return jnp.any((self.lower > self.upper) | nowhere)
+        ends = (self.lower, -jnp.inf), (self.upper, jnp.inf)
+        lower, upper = (ravel(free if end is None else end) for end, free in ends)
+        return jnp.any((lower > upper) | (lower == jnp.inf) | (upper == -jnp.inf))
 
     def size(self) -> Float[Array, ""]:
         bounds = [jnp.where(jnp.isfinite(x), x, 0) for x in (self.lower, self.upper)]

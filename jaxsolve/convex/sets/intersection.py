@@ -22,9 +22,10 @@ from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
 from ...core.vectors import clean, largest
+from ..quadratic_program import QuadraticProgram
 from .base import AbstractClosedForm, AbstractSet, check_init, check_set
 from .closed_form import opened
-from .polyhedra import nearest
+from .polyhedra import nearest, without_point
 from .sparse import KSparse
 
 Scalar = Float[Array, ""]
@@ -70,6 +71,16 @@ class Intersection(AbstractSet):
         if rows is None:
             return IntersectionProjection(array, fitted.sets)
         return nearest(array, rows)
+
+    def empty(self) -> Bool[Array, ""]:
+        """Whether one of the sets is."""
+        return jnp.any(jnp.stack([one.empty() for one in self.sets]))
+
+    def proved_empty(self, point: PyTree[Array]) -> Bool[Array, ""]:
+        problem = self.problem(point)
+        if isinstance(problem, QuadraticProgram):
+            return without_point(problem)
+        return super().proved_empty(point)
 
     def constraints(self, point: Array) -> dict[str, Array] | None:
         parts = [one.constraints(point) for one in self.sets]

@@ -7,11 +7,14 @@ the multipliers and derivatives are the program's.
 from typing import Any, Self
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from ...core.solution import RESULTS
+from ...core.solve import solve
 from ...core.vectors import identity
 from ..quadratic_program import QuadraticProgram
-from .base import AbstractSet, number, shaped, vector
+from .base import AbstractSet, frozen, number, shaped, vector
+from .bounds import Box
 
 FIELDS = ("A", "b", "G", "h", "lower", "upper")
 
@@ -62,8 +65,20 @@ class Polyhedron(AbstractSet):
                 out[field] = shaped(name, field, value, point.shape, point, full=True)
         return type(self)(**out)
 
+    def empty(self) -> Bool[Array, ""]:
+        """Whether bounds cross."""
+        return Box(self.lower, self.upper).empty()
+
+    def proved_empty(self, point: Array) -> Bool[Array, ""]:
+        return without_point(self.problem(point))
+
     def constraints(self, point: Array) -> dict[str, Array]:
         return {k: v for k in FIELDS if (v := getattr(self, k, None)) is not None}
+
+
+def without_point(problem: QuadraticProgram) -> Bool[Array, ""]:
+    """Whether a projection on rows and bounds is proved infeasible."""
+    return solve(frozen(problem), throw=False).result == RESULTS.infeasible
 
 
 def program(region: Any, point: Array) -> QuadraticProgram:

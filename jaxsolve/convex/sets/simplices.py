@@ -123,7 +123,9 @@ class CappedSimplex(AbstractClosedForm):
         return largest(natural(force, at, self.cap - at))
 
     def empty(self) -> Bool[Array, ""]:
-        return (self.total < 0) | jnp.any(self.cap < 0) | (self.total > jnp.sum(self.cap))
+        # One cap for all entries, of which there may be any number: only a fitted set knows.
+        most = jnp.sum(self.cap) if self.cap.ndim else jnp.where(self.cap > 0, jnp.inf, 0)
+        return (self.total < 0) | jnp.any(self.cap < 0) | (self.total > most)
 
     def size(self) -> Scalar:
         cap = jnp.where(jnp.isfinite(self.cap), self.cap, 0)

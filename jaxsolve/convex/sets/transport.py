@@ -59,6 +59,10 @@ class TransportPolytope(AbstractSet):
     rows: Float[Array, " n"]
     columns: Float[Array, " m"]
 
+    def empty(self) -> Bool[Array, ""]:
+        """Whether a sum is negative or the two totals differ."""
+        return _contradict(self.rows, self.columns)
+
     def problem(self, point: Array) -> "TransportProjection":
         matrix = as_matrix("TransportPolytope", point)
         n, m = matrix.shape
@@ -148,14 +152,11 @@ class TransportProjection(AbstractProblem):
     def screen(self, guess: Guess) -> tuple[Any, Point]:
         at: Any = guess.primal
         clean = finite(self.point.ravel(), self.rows, self.columns)
-        negative = (jnp.min(self.rows) < 0) | (jnp.min(self.columns) < 0)
-        row, column = jnp.sum(self.rows), jnp.sum(self.columns)
-        eps = jnp.finfo(row.dtype).eps
-        size = jnp.sum(jnp.abs(self.rows)) + jnp.sum(jnp.abs(self.columns))
-        unequal = jnp.abs(row - column) > eps**0.7 * size
         result = RESULTS.where(
             clean,
-            RESULTS.where(negative | unequal, RESULTS.infeasible, RESULTS.successful),
+            RESULTS.where(
+                _contradict(self.rows, self.columns), RESULTS.infeasible, RESULTS.successful
+            ),
             RESULTS.nonfinite_input,
         )
         return result, Point(jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), at))
@@ -322,3 +323,11 @@ def as_matrix(name: str, point: Array) -> Matrix:
     if unravel is not None or matrix.ndim != 2 or matrix.size == 0:
         raise ValueError(f"{name}: `point` must be one matrix; it is {show(point)}.")
     return matrix
+
+
+def _contradict(rows: Float[Array, " n"], columns: Float[Array, " m"]) -> Bool[Array, ""]:
+    """Whether no matrix without negative entries has these sums."""
+    negative = (jnp.min(rows) < 0) | (jnp.min(columns) < 0)
+    size = jnp.sum(jnp.abs(rows)) + jnp.sum(jnp.abs(columns))
+    unequal = jnp.abs(jnp.sum(rows) - jnp.sum(columns)) > jnp.finfo(size.dtype).eps ** 0.7 * size
+    return negative | unequal

@@ -257,7 +257,7 @@ def _weight(form: Form) -> Float[Array, " m"]:
 
 def _aim(one: Float[Array, ""]) -> Float[Array, ""]:
     """The residual at which Newton's method is first tried."""
-    return one * (1e-3 if one.dtype == jnp.float64 else 1e-2)
+    return one * (3e-4 if one.dtype == jnp.float64 else 1e-2)
 
 
 def _first(cone: Product, root, x, z, free) -> Ray:

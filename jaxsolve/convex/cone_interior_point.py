@@ -212,7 +212,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
     def status(self, problem, state, tolerance):
         _, _, slow, proved = state.counts
-        solved = self.measure(problem, state) <= tolerance
+        # The distance of s from the cone may be larger than the largest entry of s - Pi(s - z).
+        solved = self.measure(problem, state) <= tolerance / 2
         stalled = slow >= PATIENCE
         result = RESULTS.where(proved == INFEASIBLE, RESULTS.infeasible, RESULTS.stalled)
         result = RESULTS.where(proved == UNBOUNDED, RESULTS.unbounded, result)

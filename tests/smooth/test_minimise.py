@@ -35,6 +35,8 @@ def test_reaches_a_published_minimum(solver, name, dtype):
     function = FUNCTIONS[name]
     problem = Minimise(lambda x, _: jnp.sum(function.residuals(x) ** 2))
     tolerance = {"float64": 1e-6, "float32": 2e-4}[dtype.name]
+    if name == "kowalik-osborne":
+        tolerance = 1e-6  # f is 5e-3 at the start
     out = js.solve(
         problem, solver, jnp.asarray(function.start, dtype), tolerance=tolerance, max_steps=10_000
     )

@@ -100,10 +100,8 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         none, free = jnp.zeros_like(reduced.gradient), reduced.free
         # Slacks as far away as the limits are on average, multipliers of the gradient's size, if it
         # is not mere rounding of 0: from there they would take a hundred steps to a certificate.
-        size, push = (
-            reduced.sizes,
-            jnp.maximum(reduced.dual_scale, jnp.finfo(zero.dtype).eps ** 0.5),
-        )
+        size = reduced.sizes
+        push = jnp.maximum(reduced.dual_scale, jnp.finfo(zero.dtype).eps ** 0.5)
         count = jnp.sum(jnp.where(reduced.limit != 0, 1 + zero, 0))
         far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(count, 1)
         far = jnp.maximum(far, 1)

@@ -34,7 +34,7 @@ from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
-from .cones import Product, Zero
+from .cones import AbstractBarrierCone, Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
 from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
@@ -82,6 +82,12 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
     def refuse(self, problem: ConeProgram) -> None:
         check_kind(self, problem, ConeProgram)
+        for i, cone in enumerate(problem.cones):
+            if not isinstance(cone, AbstractBarrierCone):
+                raise TypeError(
+                    f"InteriorPoint takes cones with a barrier, but `cones[{i}]` is "
+                    f"{type(cone).__name__}: use OperatorSplitting."
+                )
         require_arrays("InteriorPoint", problem)
 
     def init(self, problem: ConeProgram, guess: Guess) -> State:
@@ -98,7 +104,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=Ray(0 * x, none, none, one, one),
             trial_x=x,
             trial_z=z,
-            levels=jnp.stack([one * UNKNOWN, error, _aim(one), one * UNKNOWN]),
+            levels=jnp.stack([one * UNKNOWN, error, one * _aim(one.dtype), one * UNKNOWN]),
             counts=jnp.stack([count + mode, count, count, count]),
             convex=is_convex(problem.P, problem.A),
             point=Point(x, dual),
@@ -110,7 +116,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         mode, tries, slow, proved = state.counts
         ray_error, trial_error, aim, mark = state.levels
         start, polish, old = mode == START, mode == POLISH, state.ray
-        root, free, one = jnp.sqrt(weight), ~form.fixed(), jnp.ones_like(aim)
+        root, free = jnp.sqrt(weight), ~form.fixed()
 
         # D of the iterate, of Newton's point, or (I + I)^-1.
         scaling = cone.scaling(root * old.s, old.z / root)
@@ -182,7 +188,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
         gained = polish & (error < 0.5 * trial_error)
         # Where the iterate has come to rest, from half of the residual that was not enough.
-        rests = (error <= _aim(one)) & (error > 0.8 * ray_error) & (error < trial_error / 2)
+        rests = (error <= _aim(aim.dtype)) & (error > 0.8 * ray_error) & (error < trial_error / 2)
         near = ~polish & ((error <= aim) | rests)
         goes = jnp.where((gained & (tries + 1 < TRIES)) | near, POLISH, INTERIOR)
         ray_error = jnp.where(polish | lost, ray_error, error)
@@ -256,9 +262,9 @@ def _weight(form: Form) -> Float[Array, " m"]:
     return first_level(form, unit) * unit
 
 
-def _aim(one: Float[Array, ""]) -> Float[Array, ""]:
+def _aim(dtype: jnp.dtype) -> float:
     """The residual at which Newton's method is first tried."""
-    return one * (3e-4 if one.dtype == jnp.float64 else 1e-2)
+    return 3e-4 if dtype == jnp.float64 else 1e-2
 
 
 def _first(cone: Product, root, x, z, free) -> Ray:

@@ -24,6 +24,7 @@ from ..core.vectors import dot, largest, positive
 from . import fields, sparse
 from .certificates import scaled, separation
 from .cones import (
+    AbstractBarrierCone,
     AbstractCone,
     AbstractSymmetricCone,
     Nonnegative,
@@ -176,8 +177,9 @@ class ConeProgram(AbstractProblem):
 
         free = any(sparse.is_matrix_free(x) for x in (self.P, self.A, self.G))
         symmetric = all(isinstance(cone, AbstractSymmetricCone) for cone in self.cones)
-        precise = jnp.finfo(self.q.dtype).eps < 1e-12
-        return InteriorPoint() if not free and (symmetric or precise) else OperatorSplitting()
+        barrier = all(isinstance(cone, AbstractBarrierCone) for cone in self.cones)
+        followed = symmetric or barrier and jnp.finfo(self.q.dtype).eps < 1e-12
+        return InteriorPoint() if followed and not free else OperatorSplitting()
 
     def prepare(self, init: PyTree | None) -> tuple[Self, Float[Array, " n"]]:
         name = type(self).__name__

@@ -9,6 +9,7 @@ from jax.experimental import sparse
 
 import jaxsolve as js
 from jaxsolve.convex import ActiveSet, HomogeneousEmbedding, InteriorPoint
+from jaxsolve.convex.cones import AbstractCone
 from tests import convex_programs as programs
 
 SOLVERS = {
@@ -245,15 +246,27 @@ def test_programs_of_other_shapes(shape, x64):
         np.testing.assert_allclose(solution.value, np.linalg.solve(A, np.ones(3)), atol=1e-8)
 
 
+class Whole(AbstractCone):
+    """R^3: a cone of a user's own, without a barrier."""
+
+    rows = 3
+
+    def project(self, v):
+        return v
+
+    def slope(self, v):
+        raise AssertionError("not asked")
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_what_a_dense_solver_refuses_is_named(solver):
     rows = sparse.BCOO.fromdense(jnp.ones((1, 2)))
     with pytest.raises(TypeError, match=f"{solver} factors its matrices, but `G` is a BCOO"):
         program = js.QuadraticProgram(jnp.eye(2), jnp.ones(2), G=rows, h=jnp.ones(1))
         js.solve(program, SOLVERS[solver])
-    if solver != "InteriorPoint":
-        curved = js.ConeProgram(
-            None, jnp.ones(3), G=-jnp.eye(3), h=jnp.ones(3), cones=[js.SecondOrder(3)]
-        )
-        with pytest.raises(TypeError, match=f"{solver} .*got ConeProgram"):
-            js.solve(curved, SOLVERS[solver])
+    curved = js.ConeProgram(None, jnp.ones(3), G=-jnp.eye(3), h=jnp.ones(3), cones=[Whole()])
+    says = r"`cones\[0\]` is Whole" if solver == "InteriorPoint" else "got ConeProgram"
+    with pytest.raises(TypeError, match=f"{solver} .*{says}"):
+        js.solve(curved, SOLVERS[solver])
+    with jax.enable_x64(True):
+        assert type(curved.default_solver()) is js.OperatorSplitting

@@ -32,6 +32,7 @@ from ..convex.composite import Composite
 from ..convex.multipliers import signed_multipliers
 from ..convex.penalties import Indicator
 from ..convex.sets.base import AbstractSet, emptiness
+from ..core.checks import check_instance
 from ..core.closure import restore
 from ..core.linear import Operator, checked
 from ..core.problem import AbstractProblem, Structure
@@ -44,7 +45,6 @@ from .levels import (
     Opened,
     Pair,
     arrays_of,
-    check_callable,
     check_fits,
     check_out,
     open_level,
@@ -327,7 +327,7 @@ class Bilevel(AbstractProblem):
             fn = getattr(self, field)
             if fn is None:
                 continue
-            check_callable(name, field, fn)
+            check_instance(name, field, fn, Callable, "a function of (x, y, args)")
             closed, value, out = open_level(name, field, fn, init, self.args)
             opened[field] = Opened(closed)
             check_out(name, field, out)

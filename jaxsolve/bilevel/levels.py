@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ..convex.sets.base import check_set
-from ..core.checks import check_scalar, kind, show
+from ..core.checks import check_scalar, show
 from ..core.closure import open_function, partition
 
 Scalar = Float[Array, ""]
@@ -92,12 +92,6 @@ def check_fits(name: str, field: str, found: Any, place: int, part: PyTree[Array
         raise type(error)(
             f"{name}: `{field}` does not fit `init[{place}]`, {show(part)}: {error}"
         ) from error
-
-
-def check_callable(name: str, field: str, fn: Any) -> None:
-    """Raise unless a field is a function."""
-    if not callable(fn):
-        raise TypeError(f"{name}: `{field}` must be a function of (x, y, args); got {kind(fn)}.")
 
 
 def check_out(name: str, field: str, out: PyTree) -> None:

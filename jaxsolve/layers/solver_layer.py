@@ -13,7 +13,7 @@ import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from ..core.adjoint import AbstractAdjoint
-from ..core.checks import kind
+from ..core.checks import check_instance
 from ..core.problem import AbstractProblem
 from ..core.solve import solve
 
@@ -51,11 +51,8 @@ class SolverLayer(eqx.Module):
         Raises:
             TypeError, ValueError: at trace time, where shapes, dtypes or settings do not fit.
         """
-        if not callable(self.problem_fn):
-            raise TypeError(
-                "SolverLayer: `problem_fn` must be a function that returns a problem; got "
-                f"{kind(self.problem_fn)}."
-            )
+        wanted = "a function that returns a problem"
+        check_instance("SolverLayer", "problem_fn", self.problem_fn, Callable, wanted)
         problem = self.problem_fn(*inputs)
         init = None
         if isinstance(problem, tuple):

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...core.vectors import dot, largest, matmul, norm
+from ...core.vectors import dot, identity, largest, matmul, norm
 from .cone import AbstractBarrierCone, AbstractSpectrum, Spectral, first_zero
 
 _STEPS = 10
@@ -231,9 +231,7 @@ def eigen(matrix: Float[Array, "3 3"]) -> Eigen:
             carry = rotation(carry, p, q)
         return carry, None
 
-    (found, vectors), _ = lax.scan(
-        sweep, (matrix, jnp.eye(3, dtype=matrix.dtype) + 0 * matrix), length=_SWEEPS
-    )
+    (found, vectors), _ = lax.scan(sweep, (matrix, identity(matrix[0])), length=_SWEEPS)
     return Eigen(vectors, jnp.diagonal(found))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import check_kind, kind, show
+from ...core.checks import check_instance, check_kind, show
 from ...core.closure import trace
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
@@ -53,8 +53,7 @@ class Sublevel(AbstractSet):
     def problem(self, point: PyTree[Array]) -> "SublevelProjection":
         from .closed_form import opened
 
-        if not callable(self.fn):
-            raise TypeError(f"Sublevel: `fn` must be a function of the point; got {kind(self.fn)}.")
+        check_instance("Sublevel", "fn", self.fn, Callable, "a function of the point")
         array, unravel = opened(point, "Sublevel")
         shape = array.shape
         back = (lambda w: w.reshape(shape)) if unravel is None else unravel

@@ -255,7 +255,8 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
     def status(self, problem: Bilevel, state: ValueFunctionState, tolerance: Scalar) -> Any:
         # At half the size of the gradient of F, x and y go down it together (F may be unbounded
         # below); beyond it the steps were too long, and the inner point is lost.
-        near = (self.measure(problem, state) <= _DRIFT) & (jnp.abs(state.gap) <= state.size)
+        gap = jnp.abs(state.gap) / self.unit
+        near = (self.measure(problem, state) <= _DRIFT) & (gap <= state.size)
         ended = state.count >= state.end
         near = near & jax.lax.cond(
             ended, lambda: self._violation(problem, state) <= _VIOLATION, lambda: True

@@ -91,7 +91,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         zero = jnp.zeros_like(reduced.dual_scale)
         none, nothing = jnp.zeros_like(reduced.gradient), jnp.zeros_like(reduced.limit)
         blank = Iterate(none, reduced.gradient, nothing, nothing, nothing).pack()
-        aim = zero + (1e-5 if zero.dtype == jnp.float64 else 1e-3)
+        aim = zero + (1e-4 if zero.dtype == jnp.float64 else 1e-3)
         lift = jnp.finfo(zero.dtype).eps ** 0.65 * reduced.curvature
         tested = lax.linalg.cholesky(reduced.hessian + jnp.diag(lift + none))
         state = State(

@@ -46,11 +46,12 @@ class Lockstep(AbstractLanes):
     """
 
 
-# Slots at most and bytes to aim at; slots for which more bytes pay, and how many.
+# Slots at most and bytes to aim at; slots for which more bytes pay, and how many; the fewest slots
+# that are faster than a single one, whose axis XLA takes away.
 _BUDGETS = {
-    "cpu": (128, 2**18, 16, 2**19),
-    "gpu": (8192, 2**28, 256, 2**31),
-    "tpu": (8192, 2**26, 256, 2**29),
+    "cpu": (128, 2**18, 16, 2**20, 8),
+    "gpu": (8192, 2**28, 256, 2**31, 2),
+    "tpu": (8192, 2**26, 256, 2**29, 2),
 }
 
 
@@ -72,7 +73,7 @@ class Batch:
             return self.size
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
-        high, budget, few, most = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
+        high, budget, few, most, least = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
         own = shared = 0
         for x, has in zip(self.operands, self.axes, strict=True):
             size = math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
@@ -84,7 +85,7 @@ class Batch:
             # Where the step holds a loop all wait for the longest: many pay only if they are small.
             # Shared data are read once a step for all slots: these may be as large.
             fitting = max(fitting, min(few, max(most, shared) // lane))
-        widest = min(high, 2 ** int(math.log2(fitting)))
+        widest = min(high, 2 ** int(math.log2(fitting))) if fitting >= least else 1
         if self.size <= widest:
             return self.size
         # Half as wide where lanes wait: 1.5 times faster at 512 lanes, the same at 4096.

@@ -85,9 +85,14 @@ def same_shapes(a: PyTree, b: PyTree) -> bool:
 
 def finite(*arrays: PyTree[Array]) -> Bool[Array, ""]:
     """Whether all entries of all arrays are finite."""
-    # 0 times Inf or NaN is NaN. On CPUs a sum takes half the time of a maximum, and no mask.
-    sums = [jnp.sum(jax.lax.stop_gradient(x) * 0) for x in jax.tree.leaves(arrays)]
-    return jnp.all(jnp.stack([x == 0 for x in sums]))
+    # 0 times Inf or NaN is NaN. A product with the last axis takes half the time of a sum on CPUs;
+    # behind the barrier nobody sees that the other factor is 0.
+    sums = []
+    for x in jax.tree.leaves(arrays):
+        x = jnp.atleast_1d(jax.lax.stop_gradient(x))
+        none = jax.lax.optimization_barrier(jnp.zeros(x.shape[-1], x.dtype))
+        sums.append(matmul(x, none))
+    return jnp.all(jnp.stack([jnp.sum(x) == 0 for x in sums]))
 
 
 def clean(point: PyTree[Array], data: PyTree) -> Bool[Array, ""]:

@@ -254,9 +254,11 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
 
     def status(self, problem: Bilevel, state: ValueFunctionState, tolerance: Scalar) -> Any:
         # At half the size of the gradient of F, x and y go down it together (F may be unbounded
-        # below); beyond it the steps were too long, and the inner point is lost.
-        gap = jnp.abs(state.gap) / self.unit
-        near = (self.measure(problem, state) <= _DRIFT) & (gap <= state.size)
+        # below); a gap beyond what F changes by on the way to 0 is none: the inner point is lost.
+        both = ravel(state.primal)
+        most = state.size * jnp.maximum(largest(both), 1) * both.size
+        gap = self.weight(state.count, state.gap) * jnp.abs(state.gap) / self.unit
+        near = (self.measure(problem, state) <= _DRIFT) & (gap <= most)
         ended = state.count >= state.end
         near = near & jax.lax.cond(
             ended, lambda: self._violation(problem, state) <= _VIOLATION, lambda: True

@@ -7,7 +7,7 @@ One step is one factorisation of H + K' diag(w) K and two solves, in one of thre
     interior   w = z/s: Mehrotra's predictor and corrector
     polish     w large on the active rows: the solution on that active set, refined once
 
-Once the interior iterate is accurate to about 1e-5, a polish is tried with the rows where z > s.
+Once the interior iterate is accurate to about 1e-4, a polish is tried with the rows where z > s.
 Its point is exact to rounding when the active set is right, and its factor then serves the
 derivative as well. If it is not, the rows where the polished z exceeds the polished slack are
 tried, and then the next step goes on from the interior iterate. Mehrotra (1992); polish as in

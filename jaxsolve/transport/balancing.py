@@ -5,6 +5,9 @@ With l = (g - g_0) / epsilon, g_0 the potential of which K was made, and v = exp
     Sinkhorn   l <- lambda (-log K'(a w(K b v)) - g_0 / tau)              (lambda = 1, no tau: held)
     Newton     M d = wanted - found,  l <- l + t d
 
+where a `tau` is given, each of Sinkhorn's steps from that l + t whose plan has the wanted total
+(Sejourne, Vialard and Peyre 2022, Faster unbalanced optimal transport).
+
 M is the Hessian of the semi-dual function over the roots of the weights, the identity minus the
 product of two stochastic matrices. Sinkhorn's steps are combined by Anderson's method, whose least
 squares are weighted by b.
@@ -12,8 +15,10 @@ squares are weighted by b.
 
 from typing import Any, NamedTuple, Protocol
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
+from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.krylov import conjugate_gradient
@@ -21,6 +26,7 @@ from ..core.loop import Program, run
 from ..core.vectors import dot, finite, identity, largest, matmul, positive
 from .entropic_transport import EntropicTransport, missing
 from .geometry import AbstractKernel, Columns, Rows, Scalar
+from .plan import logarithm
 
 MEMORY = 8
 CAP = 15.0
@@ -48,15 +54,15 @@ class Sweeps(Protocol):
         ...
 
     def sweep(self, log: Columns) -> tuple[Any, Columns]:
-        """The products with the kernel, the last of them K'u."""
+        """The products with the kernel: K b v, and K'u."""
         ...
 
-    def move(self, log: Columns, back: Columns) -> Columns:
+    def move(self, log: Columns, found: Any, back: Columns) -> Columns:
         """What the step adds to l."""
         ...
 
     def error(self, log: Columns, back: Columns) -> Scalar:
-        """How far the sums are off, as a part of the total weight."""
+        """How far the sums are off, as a part of their total."""
         ...
 
 
@@ -78,23 +84,50 @@ class Held(NamedTuple):
             b * jnp.exp(log), lambda r, base, a: a * self.problem.weigh(r, base)[0], a
         )
 
-    def move(self, log: Columns, back: Columns) -> Columns:
-        """What Sinkhorn's step adds to l."""
+    def move(self, log: Columns, found: Rows, back: Columns) -> Columns:
+        """What Sinkhorn's step adds to l, from l + `level`."""
         tiny = jnp.finfo(log.dtype).tiny
         new = -jnp.log(jnp.maximum(back, tiny))
-        tau = self.problem.taus[1]
-        if tau is not None:
-            new = (new - self.g / tau) * tau / (tau + self.problem.epsilon)
+        (left, right), epsilon = self.problem.taus, self.problem.epsilon
+        if not self.problem.balanced:
+            level = jnp.clip(self.level(log, found), -_LONGEST, _LONGEST)
+            new = new + level * (1 if left is None else left / (left + epsilon))
+        if right is not None:
+            new = (new - self.g / right) * right / (right + epsilon)
         return new - log
+
+    def level(self, log: Columns, found: Rows) -> Scalar:
+        """The number that is added to l where the plan's total is the wanted one: where tau is
+        large, Sinkhorn's steps find that slowly."""
+        a, b = self.problem.weights
+        (left, right), epsilon = self.problem.taus, self.problem.epsilon
+        _, f = self.problem.weigh(found, self.kernel.base)
+        g = self.g + epsilon * log
+
+        rows, columns = logarithm(a), logarithm(b)
+        rate = jnp.zeros_like(epsilon)
+        if left is not None:
+            rows, rate = rows - f / left, rate + epsilon / (left + epsilon)
+        if right is not None:
+            columns, rate = columns - g / right, rate + epsilon / right
+        return (logsumexp(columns) - logsumexp(rows)) / rate
+
+    def levelled(self, log: Columns) -> tuple["Held", Scalar]:
+        """With a constant added to g, which leaves K as it is, where l is far from its level."""
+        found = self.kernel.rows(self.b * jnp.exp(log))
+        level = self.level(log, found)
+        shift = jnp.where(jnp.abs(level) > 1, self.problem.epsilon * level, 0)
+        kernel = eqx.tree_at(lambda k: k.base, self.kernel, self.kernel.base - shift)
+        return Held(self.problem, kernel, self.g + shift), shift
 
     def wanted(self, log: Columns) -> Columns:
         return self.problem.wanted(self.g + self.problem.epsilon * log)
 
     def error(self, log: Columns, back: Columns) -> Scalar:
-        """The columns' sums are off by this part of the total weight."""
+        """The columns' sums are off by this part of their total."""
         _, b = self.problem.weights
-        found = jnp.exp(log) * back
-        return missing(b, found, self.wanted(log)) / self.problem.mass
+        wanted = self.wanted(log)
+        return missing(b, jnp.exp(log) * back, wanted) / self.problem.total(wanted)
 
     def value(self, log: Columns, found: Rows) -> Scalar:
         """The semi-dual function over epsilon, up to a constant."""
@@ -159,8 +192,8 @@ def accelerated(held: Sweeps, log: Columns, goal: Scalar, skip: Bool[Array, ""])
         return state, no
 
     def step(_: Columns, s: _Mixed) -> tuple[_Mixed, Bool[Array, ""]]:
-        _, back = held.sweep(s.log)
-        move, error = held.move(s.log, back), held.error(s.log, back)
+        found, back = held.sweep(s.log)
+        move, error = held.move(s.log, found, back), held.error(s.log, back)
         # A combination that made things worse is forgotten, with all that it was made of.
         bad = s.checked & ~(error <= 2 * s.best)
         row = s.filled % MEMORY
@@ -332,7 +365,7 @@ def newton(held: Held, log: Columns, goal: Scalar, skip: Bool[Array, ""]) -> Chu
 
     def finish(_: Columns, carry) -> Chunk:
         s, _ = carry
-        log = jnp.where(b > 0, s.log, s.log + held.move(s.log, s.back))
+        log = jnp.where(b > 0, s.log, s.log + held.move(s.log, s.found, s.back))
         return Chunk(log, s.error, s.count, s.slow)
 
     return run(Program(init, step, finish), log, unless=(skip, _nothing(log)))

@@ -55,7 +55,7 @@ class Together(NamedTuple):
         found, back = through(self.kernels, v / v.shape[1], self.problem.measures)
         return found, back.ravel()
 
-    def move(self, log: Columns, back: Columns) -> Columns:
+    def move(self, log: Columns, found: Any, back: Columns) -> Columns:
         logs = self.split(log + jnp.log(jnp.maximum(back, jnp.finfo(back.dtype).tiny)))
         return (self.problem.mean(logs) - logs).ravel()
 

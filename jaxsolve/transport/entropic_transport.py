@@ -224,14 +224,20 @@ class EntropicTransport(AbstractProblem):
         return Point(Potential(found, at.remainder - lax.stop_gradient(at.remainder)))
 
     def residual(self, point: Point) -> Residual:
-        """The sum of what the columns' sums are off by, judged by the total weight. The rows' sums
-        hold by how f is formed."""
+        """The sum of what the columns' sums are off by, judged by their total. The rows' sums hold
+        by how f is formed."""
         at: Any = point.primal
         sums = self.sums(at)
         _, b = self.weights
         error = missing(b, sums.columns * sums.back, sums.wanted)
         zero, one = jnp.zeros_like(error), jnp.ones_like(error)
-        return Residual(error, zero, zero, Scale(self.mass, one, one))
+        return Residual(error, zero, zero, Scale(self.total(sums.wanted), one, one))
+
+    def total(self, wanted: Columns) -> Scalar:
+        """The plan's: where `tau` lets little of the weights go, that little counts, but for what
+        is nothing beside them."""
+        limits = jnp.finfo(wanted.dtype)
+        return jnp.clip(dot(self.weights[1], wanted), limits.eps**2 * self.mass, limits.max)
 
     @property
     def mass(self) -> Scalar:
@@ -284,6 +290,8 @@ class EntropicTransport(AbstractProblem):
             check_shape(name, field, (show(given), given.shape), (size,), "cost", against)
             weights.append(given)
         epsilon = scalar(name, "epsilon", self.epsilon, like)
+        if len(self.taus) != 2:
+            raise ValueError(f"{name}: `tau` must be a number or a pair; it has {len(self.taus)}.")
         taus = tuple(None if t is None else scalar(name, "tau", t, like) for t in self.taus)
         flip = n < m
         if flip:

@@ -186,6 +186,9 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         stage = eqx.tree_at(lambda p: p.epsilon, problem, state.epsilon)
         g = state.at.value
         held = Held(stage, problem.geometry.kernel(g, b > 0, state.epsilon), g)
+        shift = jnp.zeros_like(state.epsilon)
+        if not problem.balanced:
+            held, shift = held.levelled(state.at.remainder)
         goal = jnp.where(last, 0.9 * state.tolerance, state.stage_error)
         first = accelerated(held, state.at.remainder, goal, state.newton)
         second = newton(held, state.at.remainder, goal, ~state.newton)
@@ -193,7 +196,7 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
         error = jnp.where(state.newton, second.error, first.error)
         slow = jnp.where(state.newton, second.slow, first.slow)
 
-        met = error <= goal
+        met = (error <= goal) & (shift == 0)
         best = jnp.where(last, jnp.minimum(state.best, error), state.best)
         idle = jnp.where(last & (error > 0.9 * state.best), state.idle + 1, 0)
         finer = state.stage_error > _LEAST_STAGE_ERROR
@@ -204,10 +207,11 @@ class Sinkhorn(AbstractSolver[EntropicTransport]):
 
         # While l is small the kernel stays what it is: to make it again of a potential that is
         # rounded changes it, by more than the tolerance where epsilon is small.
-        stays = last & ~anew & (met | (largest(log) < _STAYS))
-        moved = g + state.epsilon * log
+        stays = last & ~anew & (shift == 0) & (met | (largest(log) < _STAYS))
+        change = shift + state.epsilon * log
+        moved = g + change
         value = jnp.where(stays, g, moved)
-        rest = jnp.where(stays, log, ((g - moved) + state.epsilon * log) / epsilon)
+        rest = jnp.where(stays, log, ((g - moved) + change) / epsilon)
         return SinkhornState(
             at=Potential(value, rest),
             epsilon=epsilon,

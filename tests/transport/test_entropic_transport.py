@@ -254,3 +254,48 @@ def test_a_loose_tolerance_is_not_met_by_a_larger_epsilon(x64, solver):
     assert bool(solution.success)
     sums = np.asarray(solution.value.matrix).sum(0)
     assert np.abs(sums - b).sum() <= 2e-2
+
+
+@pytest.mark.parametrize("tau", [(1.0, 1.0), (1e4, 1e4), (None, 1e3), (1e3, None)])
+@pytest.mark.parametrize("offset", [30.0, 1000.0])
+def test_a_constant_in_the_costs_changes_little_with_tau(offset, tau, x64):
+    """The steps that moved the potentials by it, one after the other, ended before they were
+    there; and a total of 1e-7 was called solved while it was wrong by a part of its own size."""
+    rng = np.random.default_rng(0)
+    cost, epsilon = rng.random((8, 6)), 1e-2
+    a, b = np.full(8, 1 / 8), np.full(6, 1 / 6)
+    left, right = tau
+    problem = js.EntropicTransport(offset + cost, a, b, epsilon=epsilon, tau=tau)
+    solution = js.solve(problem)
+    assert int(solution.stats.steps) <= 20
+    plan = np.asarray(solution.value.matrix)
+    f, g = map(np.asarray, solution.value.potentials)
+    kernel = a[:, None] * b * np.exp((f[:, None] + g - offset - cost) / epsilon)
+    rows = a if left is None else a * np.exp(-f / left)
+    columns = b if right is None else b * np.exp(-g / right)
+    assert np.abs(plan - kernel).sum() < 1e-6 * plan.sum()
+    assert np.abs(plan.sum(1) - rows).sum() < 1e-6 * plan.sum()
+    assert np.abs(plan.sum(0) - columns).sum() < 1e-6 * plan.sum()
+
+
+def test_costs_that_are_nan_are_no_forbidden_pairs(x64):
+    """They made an empty plan, with 0 for a derivative."""
+    costs = jnp.stack([jnp.eye(3), jnp.full((3, 3), jnp.nan)])
+
+    def entropy(costs):
+        solve = lambda c: js.solve(js.EntropicTransport(c, epsilon=0.5), throw=False).value
+        return jax.vmap(lambda c: jnp.sum(solve(c).matrix ** 2))(costs)
+
+    assert jnp.array_equal(jnp.isnan(entropy(costs)), jnp.array([False, True]))
+    found = jax.grad(lambda c: entropy(c).sum())(costs)
+    assert jnp.array_equal(jnp.isnan(found), jnp.isnan(costs))
+
+
+@pytest.mark.parametrize("level", [-300.0, jnp.inf])
+def test_tau_with_costs_of_any_sign_and_without_any_pair(level, x64):
+    """A plan of any total is judged by it: exp(300 / 2.5) weighs 1e52, and Inf everywhere 0."""
+    a, b, epsilon = jnp.full(4, 1 / 4), jnp.full(3, 1 / 3), 0.5
+    problem = js.EntropicTransport(jnp.full((4, 3), level), a, b, epsilon=epsilon, tau=1.0)
+    plan = js.solve(problem).value.matrix
+    # All entries are p, the minimiser of level p + 0.5 p (log p - 1) + 2 p (log p - 1).
+    np.testing.assert_allclose(plan.sum(), np.exp(-level / 2.5), rtol=1e-7)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .checks import check_count, check_instance, check_positive
 from .linear import AbstractLinearSolver, Operator, checked, solve_checked
 from .loop import Program, has_loop, run
 from .mesh import vary, varying
@@ -57,6 +58,9 @@ class Smoothed(AbstractDegenerate):
 
     kappa: float = 1e-3
 
+    def __check_init__(self) -> None:
+        check_positive("Smoothed", kappa=self.kappa)
+
 
 class AbstractAdjoint(eqx.Module):
     """Runs the search and attaches a derivative to its point.
@@ -92,6 +96,13 @@ class Implicit(AbstractAdjoint):
     degenerate: AbstractDegenerate = MinimumNorm()
 
     stationary: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        wanted = "a method of jaxsolve.linear (Dense(), ConjugateGradient(), ...) or None"
+        kinds = AbstractLinearSolver | None
+        check_instance("Implicit", "linear_solver", self.linear_solver, kinds, wanted)
+        wanted = "MinimumNorm() or Smoothed(kappa)"
+        check_instance("Implicit", "degenerate", self.degenerate, AbstractDegenerate, wanted)
 
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())
@@ -177,6 +188,9 @@ class Unrolled(AbstractAdjoint):
 
     steps: int
     checkpoints: int | None = None
+
+    def __check_init__(self) -> None:
+        check_count("Unrolled", steps=self.steps, checkpoints=self.checkpoints)
 
     def solve(self, problem, solver, guess, limits, search):
         _on_device(solver, "Unrolled")

@@ -189,13 +189,16 @@ def check_problem(problem: Any) -> None:
 def check_limits(tolerance: Any, max_steps: Any, record: Any) -> None:
     """Raise where a setting has the wrong type, or a concrete one the wrong sign."""
     if tolerance is not None and not is_traced(tolerance):
-        if not isinstance(tolerance, Real) and jnp.ndim(tolerance) != 0:
-            raise TypeError(f"`tolerance` must be a scalar; got shape {jnp.shape(tolerance)}.")
+        if not _is_number(tolerance) or jnp.ndim(tolerance) != 0:
+            raise TypeError(f"`tolerance` must be a number; got {kind(tolerance)}.")
         if not float(tolerance) > 0:
             raise ValueError(f"`tolerance` must be positive; got {tolerance}.")
     if max_steps is not None and not is_traced(max_steps):
-        if not jnp.issubdtype(jnp.result_type(max_steps), jnp.integer):
-            raise TypeError(f"`max_steps` must be an integer; got {max_steps!r}.")
+        whole = _is_number(max_steps) and jnp.issubdtype(jnp.result_type(max_steps), jnp.integer)
+        if not whole or jnp.ndim(max_steps) != 0:
+            raise TypeError(f"`max_steps` must be an integer; got {kind(max_steps)}.")
+        if int(max_steps) > jnp.iinfo(jnp.int32).max:
+            raise ValueError(f"`max_steps` must be an int32; got {max_steps}.")
         if int(max_steps) < 0:
             raise ValueError(f"`max_steps` must not be negative; got {max_steps}.")
     if not isinstance(record, int) or isinstance(record, bool) or record < 0:

@@ -39,7 +39,8 @@ class Closed(eqx.Module):
         pairs = zip(self.captured, self.constants.arrays, strict=True)
         consts = [kept if own is None else own for own, kept in pairs]
         out = jax.core.eval_jaxpr(self.jaxpr, consts, *inputs)
-        return jax.tree.unflatten(self.result, out)
+        # A constant result comes back as a number.
+        return jax.tree.unflatten(self.result, [jnp.asarray(x) for x in out])
 
 
 class _Constants:
@@ -62,7 +63,8 @@ def trace(fn: Callable, value: PyTree, args: PyTree) -> tuple[Closed, PyTree]:
     def call(own_fn: PyTree, own_inputs: PyTree) -> PyTree:
         function, value, args = eqx.combine((own_fn, *own_inputs), frozen)
         out = function(value, args)
-        return jax.tree.map(jnp.asarray, out)
+        # Not weakly typed: solvers keep such results in their loops.
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), out)
 
     closed, shape = jax.make_jaxpr(call, return_shape=True)(own_fn, own_inputs)
     axes = varying((own_inputs, own_fn, closed.consts))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .checks import check_count, check_positive, check_settings
 from .krylov import Product, Vector, conjugate_gradient, gmres, least_squares, minres
 from .loop import Program, run
 from .mesh import vary, varying
@@ -66,6 +67,11 @@ class AbstractLinearSolver(eqx.Module):
 
     exact: ClassVar[bool] = True
     dense: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        check_positive(name, rtol=getattr(self, "rtol", None))
+        check_count(name, max_steps=getattr(self, "max_steps", None))
 
     @abc.abstractmethod
     def solve(self, operator: Operator, b: Vector) -> Vector: ...
@@ -164,6 +170,9 @@ class GMRES(AbstractLinearSolver):
     rtol: float | None = None
     max_steps: int | None = None
 
+    def __check_init__(self) -> None:
+        check_settings(self)
+
     def solve(self, operator: Operator, b: Vector) -> Vector:
         return gmres(
             operator.product,
@@ -185,6 +194,9 @@ class Neumann(AbstractLinearSolver):
     step_size: float = 1.0
 
     exact: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        check_settings(self)
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
         step = jnp.asarray(self.step_size, b.dtype)
@@ -314,6 +326,8 @@ def solve_checked(
         trusted: whether J stands for a solved problem; else x is NaN, unless b is 0.
     """
     flat, unravel = ravel_pytree(b)
+    if not flat.size:
+        return b
     dtype = coarsest(b)
     trusted = jax.lax.stop_gradient(trusted)
 

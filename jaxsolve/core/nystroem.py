@@ -13,7 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from .checks import check_positive
+from .checks import check_count, check_positive
 from .krylov import Product, Vector
 from .linear import AbstractLinearSolver, Operator
 from .mesh import vary, varying
@@ -40,7 +40,8 @@ class Nystroem(AbstractLinearSolver):
     exact: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_positive("Nystroem", rank=self.rank, damping=self.damping)
+        check_count("Nystroem", rank=self.rank)
+        check_positive("Nystroem", damping=self.damping)
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
         return self.prepared(operator, b)(b)

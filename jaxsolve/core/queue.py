@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .checks import check_count
 from .mesh import vary, varying
 from .packing import packed
 from .vectors import matmul
@@ -36,6 +37,9 @@ class Refill(AbstractLanes):
     """A serving queue of `width` slots; `None` chooses it from a lane's bytes and the platform."""
 
     width: int | None = None
+
+    def __check_init__(self) -> None:
+        check_count("Refill", width=self.width)
 
 
 class Lockstep(AbstractLanes):

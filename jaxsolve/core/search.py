@@ -57,6 +57,9 @@ def begin(
         history = jnp.full((limits.record,), jnp.nan, limits.tolerance.dtype)
     screened, _ = problem.screen(guess)
     done, claim = solver.status(problem, state, limits.tolerance)
+    # A method may see that it cannot begin at such a point; why is said here.
+    lost = done & ~jnp.isfinite(solver.measure(problem, state))
+    claim = RESULTS.where(lost, RESULTS.nonfinite_state, claim)
     claim = RESULTS.where(done, claim, RESULTS.max_steps_reached)
     refused = screened != RESULTS.successful
     claim = RESULTS.where(refused, screened, claim)

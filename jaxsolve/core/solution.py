@@ -183,11 +183,11 @@ class Solution(eqx.Module):
         residual = self.stats.residual
         rows = [
             ("result", ", ".join(f"{n} ({c})" if codes.size > 1 else n for n, c in counts.items())),
-            ("steps", f"{int(jnp.max(self.stats.steps))}"),
-            ("primal residual", f"{float(jnp.max(residual.primal)):.2e}"),
-            ("dual residual", f"{float(jnp.max(residual.dual)):.2e}"),
-            ("complementarity", f"{float(jnp.max(residual.complementarity)):.2e}"),
-            ("relative residual", f"{float(jnp.max(residual.relative)):.2e}"),
+            ("steps", f"{int(jnp.max(self.stats.steps, initial=0))}"),
+            ("primal residual", f"{float(jnp.max(residual.primal, initial=0)):.2e}"),
+            ("dual residual", f"{float(jnp.max(residual.dual, initial=0)):.2e}"),
+            ("complementarity", f"{float(jnp.max(residual.complementarity, initial=0)):.2e}"),
+            ("relative residual", f"{float(jnp.max(residual.relative, initial=0)):.2e}"),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .adjoint import AbstractAdjoint
-from .checks import check_limits, check_problem
+from .checks import check_instance, check_limits, check_problem
 from .loop import AbstractLanes, Refill
 from .problem import AbstractProblem
 from .progress import as_progress
@@ -62,6 +62,10 @@ def solve(
     """
     check_problem(problem)
     check_limits(tolerance, max_steps, record)
+    wanted = "an adjoint (Implicit(), OneStep(), Unrolled(steps), Detached()) or None"
+    check_instance("solve", "adjoint", adjoint, AbstractAdjoint | None, wanted)
+    wanted = "Refill(), Lockstep() or None"
+    check_instance("solve", "lanes", lanes, AbstractLanes | None, wanted)
     dual = state = None
     if isinstance(init, Solution):
         init, dual, state = init.value, init.dual, init.state

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, matmul, norm, ravel
@@ -73,6 +73,9 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
 
     step_limit: ClassVar[int] = 2000
 
+    def __check_init__(self) -> None:
+        check_settings(self)
+
     def refuse(self, problem: FixedPoint | Root) -> None:
         check_kind(self, problem, FixedPoint, Root)
 
@@ -82,7 +85,7 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         rows = jnp.zeros((self.memory, vector.size), vector.dtype)
         steps, changes = rows, rows
         gram = jnp.zeros((self.memory, self.memory), vector.dtype)
-        count = jnp.zeros_like(values[0], jnp.int32)
+        count = jnp.zeros((), jnp.int32)
         found = guess.state
         if isinstance(found, AndersonState) and found.steps.shape == rows.shape:
             steps, changes, gram, count = found.steps, found.changes, found.gram, found.count

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
-from ..core.vectors import dot, finite, identity, matmul, norm, ravel
+from ..core.vectors import dot, finite, identity, largest, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .newton import Newton
 from .problems import FixedPoint, Root
@@ -40,7 +40,7 @@ class Jacobian(AbstractStart):
         unit = identity(vector)
         jacobian = jax.vmap(jax.linearize(fn, vector)[1], out_axes=1)(unit)
         inverse = jnp.linalg.solve(jacobian, unit)
-        check = jnp.max(jnp.abs(matmul(jacobian, inverse) - unit))
+        check = largest(matmul(jacobian, inverse) - unit)
         multiple = Multiple().init(fn, vector, values) * unit
         return jnp.where(finite(inverse) & (check < 0.1), inverse, multiple)
 
@@ -171,6 +171,11 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
 
     step_limit: ClassVar[int] = 1000
 
+    def __check_init__(self) -> None:
+        check_settings(self)
+        wanted = "a first inverse (Jacobian(), Multiple()) or None"
+        check_instance("Broyden", "start", self.start, AbstractStart | None, wanted)
+
     def refuse(self, problem: Root | FixedPoint) -> None:
         check_kind(self, problem, Root, FixedPoint)
 
@@ -188,7 +193,7 @@ class Broyden(AbstractSolver[Root | FixedPoint]):
         else:
             inverse = Inverse.empty(start.init(fn, vector, values), vector, self.memory)
         move = -inverse.times(values)
-        zero = jnp.zeros_like(values[0])
+        zero = jnp.zeros((), values.dtype)
         return BroydenState(
             primal=guess.primal,
             values=values,

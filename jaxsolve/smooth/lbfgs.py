@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import dot, finite, largest, matmul, norm, ravel
@@ -193,6 +193,9 @@ class LBFGS(AbstractSolver[Minimise | LeastSquares]):
     memory: int = 20
 
     step_limit: ClassVar[int] = 2000
+
+    def __check_init__(self) -> None:
+        check_settings(self)
 
     def refuse(self, problem: Minimise | LeastSquares) -> None:
         check_kind(self, problem, Minimise, LeastSquares)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import dot, finite, identity, matmul, ravel
@@ -161,6 +161,13 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
     step_limit: ClassVar[int] = 1000
 
+    def __check_init__(self) -> None:
+        check_settings(self, may_be_zero=("damping",))
+        wanted = "Gram() or QR()"
+        check_instance(
+            "LevenbergMarquardt", "factorisation", self.factorisation, AbstractFactorisation, wanted
+        )
+
     def refuse(self, problem: LeastSquares) -> None:
         check_kind(self, problem, LeastSquares)
 
@@ -211,7 +218,8 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
         shrink = jnp.clip(1 - (2 * ratio - 1) ** 3, 0.1, 2.0)
         damping = state.damping * jnp.where(accepted, shrink, state.growth)
-        floor = jnp.finfo(value.dtype).eps ** 2
+        # Far below eps^2: where D remembers columns that were large, it undoes them.
+        floor = max(1e-30, float(jnp.finfo(value.dtype).tiny))
         lower = is_lower(value, state.lowest)
         progress = accepted & (lower | (measure < 0.99 * state.best))
 

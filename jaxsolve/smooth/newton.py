@@ -102,7 +102,7 @@ class Newton(AbstractSolver[Root | FixedPoint]):
 
     def init(self, problem: Root | FixedPoint, guess: Guess) -> NewtonState:
         values, jacobian = _linearise(problem, guess.primal, ravel(guess.primal))
-        zero = jnp.zeros_like(values[0])
+        zero = jnp.zeros((), values.dtype)
         count = jnp.zeros_like(zero, jnp.int32)
         factor, direction, singular = _solve(jacobian, values, zero)
         return NewtonState(
@@ -198,7 +198,7 @@ def _solve(
         # Relative to each column, so that an equation that is almost flat still moves.
         sizes = jnp.diagonal(gram)
         floor = jnp.maximum(
-            jnp.max(sizes) * jnp.finfo(sizes.dtype).eps ** 2, jnp.finfo(sizes.dtype).tiny
+            largest(sizes) * jnp.finfo(sizes.dtype).eps ** 2, jnp.finfo(sizes.dtype).tiny
         )
         return gram + jnp.diag(damping * jnp.maximum(sizes, floor))
 

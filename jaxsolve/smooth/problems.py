@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_scalar, show
+from ..core.checks import check_instance, check_scalar, show
 from ..core.closure import open_function, restore
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
@@ -40,6 +40,9 @@ class AbstractSmooth(AbstractProblem):
     size: int | None = eqx.field(default=None, static=True, kw_only=True, repr=False)
 
     kind: ClassVar[Literal["root", "fixed_point", "minimise", "least_squares"]]
+
+    def __check_init__(self) -> None:
+        check_instance(type(self).__name__, "fn", self.fn, Callable, "a function fn(y, args)")
 
     def __call__(self, value: PyTree[Array]) -> PyTree[Array]:
         """`fn(value, args)`."""

@@ -139,7 +139,7 @@ class TrustRegionNewton(AbstractSolver[Minimise | LeastSquares]):
         # The parabola through the value, the slope, and the trial's value.
         bend = 2 * ((value - state.value) / size - inner.slope)
         factor = jnp.where(bend > 0, -inner.slope / jnp.where(bend > 0, bend, 1.0), 0.5)
-        factor = jnp.where(usable, jnp.clip(factor, 0.1, 0.5), 0.1)
+        factor = jnp.where(usable, jnp.clip(factor, 0.1, 0.5), 0.1).astype(state.radius.dtype)
         length = norm(inner.move)
         grown = jnp.where((ratio > 0.75) & inner.bounded, 2.5 * state.radius, state.radius)
         grown = jnp.where((ratio < 0.25) & ~blurred, jnp.minimum(grown, 0.5 * length), grown)

@@ -1,5 +1,6 @@
 """`solve`: the door, the verdict, the derivative, warm starts, history, batches."""
 
+import re
 import time
 
 import equinox as eqx
@@ -395,3 +396,34 @@ def test_bad_input_is_named(name):
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+SETTINGS = {
+    "Unrolled: `steps` must be at least 1; got 0": lambda: js.Unrolled(0),
+    "Unrolled: `steps` must be a whole number; got 2.5": lambda: js.Unrolled(2.5),
+    "Smoothed: `kappa` must be positive; got -1.0": lambda: js.Smoothed(-1.0),
+    "Implicit: `linear_solver` must be a method": lambda: js.Implicit(linear_solver=3),
+    "Implicit: `degenerate` must be MinimumNorm": lambda: js.Implicit(degenerate=None),
+    "Refill: `width` must be at least 1; got 0": lambda: js.Refill(0),
+    "LBFGS: `memory` must be at least 1; got 0": lambda: LBFGS(memory=0),
+    "Anderson: `memory` must be at least 1; got -1": lambda: js.Anderson(memory=-1),
+    "Broyden: `start` must be a first inverse": lambda: js.Broyden(start=2),
+    "`factorisation` must be Gram": lambda: js.LevenbergMarquardt(factorisation="qr"),
+    "Neumann: `terms` must be at least 1; got 0": lambda: js.linear.Neumann(0),
+    "`rtol` must be positive; got -1.0": lambda: js.linear.ConjugateGradient(rtol=-1.0),
+    "Minimise: `fn` must be a function": lambda: Minimise(3),
+    "`tolerance` must be a number; got 'a'": lambda: of_squares(tolerance="a"),
+    "solve: `lanes` must be Refill": lambda: of_squares(lanes=3),
+    "solve: `adjoint` must be an adjoint": lambda: of_squares(adjoint="implicit"),
+}
+
+
+def of_squares(**settings):
+    return js.solve(Minimise(lambda y, args: jnp.sum(y**2)), init=jnp.ones(2), **settings)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("message", SETTINGS)
+def test_a_setting_of_the_wrong_kind_is_named(message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        SETTINGS[message]()

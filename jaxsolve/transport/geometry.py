@@ -142,7 +142,7 @@ class Dense(AbstractGeometry):
     def spread(self) -> Scalar:
         finite = jnp.isfinite(self.costs)
         held = jnp.where(finite, self.costs, 0)
-        mean = jnp.sum(held) / jnp.maximum(jnp.sum(finite), 1).astype(self.dtype)
+        mean = jnp.sum(held) / jnp.maximum(jnp.sum(finite, dtype=self.dtype), 1)
         return mean - jnp.min(jnp.where(finite, self.costs, mean))
 
     def some(self, index: Array) -> Float[Array, "k m"]:

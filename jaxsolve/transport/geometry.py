@@ -177,8 +177,8 @@ def kernel_of(
     excess = costs - g
     base = lax.stop_gradient(jnp.min(jnp.where(live, excess, jnp.inf), axis=1))
     base = jnp.where(jnp.isfinite(base), base, 0)
-    # Infinite costs: an entry that is 0, with a derivative that is. NaN stays NaN.
-    allowed = excess != jnp.inf
+    # Infinite costs: an entry that is 0, with a derivative that is.
+    allowed = jnp.isfinite(excess)
     exponent = jnp.where(allowed, excess - base[:, None], 0) / epsilon
     # The entries of columns without weight may be above 1, and must not overflow.
     limit = jnp.log(jnp.finfo(excess.dtype).max) / 2

@@ -148,6 +148,6 @@ def _axis(
     total = jnp.expand_dims(cost, _others(axis, count)) + moved
     least = lax.stop_gradient(jnp.min(total, axis=-1))
     safe = jnp.where(jnp.isfinite(least), least, 0)
-    allowed = total != jnp.inf
+    allowed = jnp.isfinite(total)
     exponent = jnp.where(allowed, total - safe[..., None], 0) / epsilon
     return safe, jnp.where(allowed, jnp.exp(-exponent), 0)

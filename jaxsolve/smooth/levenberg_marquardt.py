@@ -218,8 +218,7 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
         shrink = jnp.clip(1 - (2 * ratio - 1) ** 3, 0.1, 2.0)
         damping = state.damping * jnp.where(accepted, shrink, state.growth)
-        # Far below eps^2: where D remembers columns that were large, it undoes them.
-        floor = max(1e-30, float(jnp.finfo(value.dtype).tiny))
+        floor = jnp.finfo(value.dtype).eps ** 2
         lower = is_lower(value, state.lowest)
         progress = accepted & (lower | (measure < 0.99 * state.best))
 

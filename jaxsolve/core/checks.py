@@ -189,8 +189,7 @@ def check_problem(problem: Any) -> None:
 def check_limits(tolerance: Any, max_steps: Any, record: Any) -> None:
     """Raise where a setting has the wrong type, or a concrete one the wrong sign."""
     if tolerance is not None and not is_traced(tolerance):
-        if not _is_number(tolerance) or jnp.ndim(tolerance) != 0:
-            raise TypeError(f"`tolerance` must be a number; got {kind(tolerance)}.")
+        check_number("solve", tolerance=tolerance)
         if not float(tolerance) > 0:
             raise ValueError(f"`tolerance` must be positive; got {tolerance}.")
     if max_steps is not None and not is_traced(max_steps):

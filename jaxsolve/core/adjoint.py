@@ -195,9 +195,15 @@ class Unrolled(AbstractAdjoint):
     def solve(self, problem, solver, guess, limits, search):
         _on_device(solver, "Unrolled")
         limits = Limits(limits.tolerance, jnp.minimum(limits.max_steps, self.steps), limits.record)
+        # In a shard_map the scan's state keeps one type.
+        given, frozen = eqx.partition((problem, guess, limits), eqx.is_array)
+        axes = varying(given)
+        problem, guess, limits = eqx.combine(vary(given, axes), frozen)
         start, done = begin(problem, solver, guess, limits)
         arrays, static = eqx.partition(start, eqx.is_array)
-        _without_loops(lambda: solver.step(problem, start.state), solver, "Unrolled")
+        arrays, done = vary((arrays, done), axes)
+        state = eqx.combine(arrays, static).state
+        _without_loops(lambda: solver.step(problem, state), solver, "Unrolled")
 
         def step(loop, _):
             arrays, done = loop

@@ -122,11 +122,12 @@ class Residual(eqx.Module):
 
     @property
     def relative(self) -> Float[Array, ""]:
-        """The largest part, each over its scale."""
+        """The largest part, each over its scale; NaN where a scale is not finite."""
+        # Over an infinite scale (squares that overflowed) everything would be small.
         parts = (
-            self.primal / self.scale.primal,
-            self.dual / self.scale.dual,
-            self.complementarity / self.scale.complementarity,
+            self.primal / self.scale.primal + 0 * self.scale.primal,
+            self.dual / self.scale.dual + 0 * self.scale.dual,
+            self.complementarity / self.scale.complementarity + 0 * self.scale.complementarity,
         )
         return jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
 

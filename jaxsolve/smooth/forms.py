@@ -34,7 +34,8 @@ def objective(problem: AbstractSmooth, primal: PyTree[Array]) -> Callable[[Vecto
 def gradient_measure(problem: AbstractSmooth, value: Scalar, gradient: Vector) -> Scalar:
     """`problem.residual(point).relative` of an objective's value and gradient."""
     if isinstance(problem, LeastSquares):
-        return largest(gradient) / jnp.sqrt(jnp.maximum(2 * value, 1.0))
+        relative = largest(gradient) / jnp.sqrt(jnp.maximum(2 * value, 1.0))
+        return jnp.where(jnp.isfinite(value), relative, jnp.inf)
     return largest(gradient)
 
 

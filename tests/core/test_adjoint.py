@@ -94,6 +94,18 @@ def smoothed_point(a, kappa):
     return x
 
 
+def test_unrolled_inside_shard_map(x64, auto_mesh):
+    """What a scan carries from literals did not vary over the mesh."""
+    problem = lambda a: js.LeastSquares(lambda y, a: y * y - a, a)
+    f = lambda a: js.solve(problem(a), None, jnp.ones(()), adjoint=js.Unrolled(12, 3)).value
+    spec = jax.sharding.PartitionSpec("lanes")
+    both = jax.vmap(lambda a: (jax.grad(f)(a), jax.jacfwd(f)(a)))
+    a = jnp.linspace(0.5, 2.0, 8)
+    sharded = jax.shard_map(both, mesh=auto_mesh, in_specs=spec, out_specs=spec)
+    for found in jax.jit(sharded)(a):
+        np.testing.assert_allclose(found, 0.5 / np.sqrt(a), rtol=1e-8)
+
+
 @pytest.mark.parametrize("kappa", [1e-2, 0.3])
 def test_smoothed_derivative_is_that_of_the_smoothed_point(kappa, x64):
     adjoint = js.Implicit(degenerate=js.Smoothed(kappa))

@@ -66,6 +66,14 @@ def test_a_linear_fit_is_that_of_lstsq(solver):
         np.testing.assert_allclose(out.value, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("solver", [LevenbergMarquardt(), js.LBFGS(), js.Scipy("trf")])
+def test_squares_that_overflow_are_no_success(solver):
+    """A finite gradient over their infinite norm was 0: solved, before the first step."""
+    problem = LeastSquares(lambda x, _: jnp.stack([x * 1e-10 - 1e20, x - 1.0]))
+    out = js.solve(problem, solver, jnp.asarray(0.5, jnp.float32), throw=False)
+    assert not out.success
+
+
 def test_fewer_residuals_than_variables(solver, dtype):
     problem = LeastSquares(lambda x, _: jnp.stack([jnp.sum(x) - 1, jnp.sum(x * x) - 2]))
     out = js.solve(problem, solver, jnp.asarray([1.0, 2.0, 3.0], dtype))

@@ -19,18 +19,18 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
+from ..core.triangular import cholesky, solve_definite
 from ..core.vectors import dot, largest, positive
 from .certificates import separation
 from .curvature import is_convex
 from .interior_point import UNKNOWN, less
 from .iterate import Iterate, active_weight, natural_error
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, reduce, require_dense, solve_lower
+from .reduced import Reduced, reduce, require_dense
 
 PREDICT, CORRECT, POLISH = 0, 1, 2
 TRIES, STEPS, PATIENCE = 3, 250, 60
@@ -172,7 +172,7 @@ def _step(state: State) -> State:
     exact = jnp.where(polish, active > 0, fixed)
     full = jnp.where(exact, 1, 1 + true / reduced.ceiling)
     weight = jnp.where(exact, reduced.penalty, jnp.where(polish, 0, true / full))
-    factor = lax.linalg.cholesky(reduced.normal(weight, more), symmetrize_input=False)
+    factor = cholesky(reduced.normal(weight, more))
     inverse = jnp.where(exact | (true <= 0), 0, 1 / jnp.where(true > 0, true, 1))
 
     def solve(gradient, gap, centre):
@@ -181,7 +181,7 @@ def _step(state: State) -> State:
         for _ in range(3):
             base = centre / full
             right = -(gradient + reduced.transposed(base + weight * gap))
-            dx = solve_lower(factor, solve_lower(factor, right), transposed=True)
+            dx = solve_definite(factor, right)
             bent, row = reduced.apply(dx)
             dz = base + weight * (gap + row)
             x, z, gradient = x + dx, z + dz, gradient + bent + reduced.transposed(dz)

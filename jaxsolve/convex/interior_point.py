@@ -18,11 +18,11 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
+from ..core.triangular import cholesky
 from ..core.vectors import largest
 from .cone_program import ConeProgram
 from .fields import check_multipliers
@@ -93,7 +93,7 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         blank = Iterate(none, reduced.gradient, nothing, nothing, nothing).pack()
         aim = zero + (1e-4 if zero.dtype == jnp.float64 else 1e-3)
         lift = jnp.finfo(zero.dtype).eps ** 0.65 * reduced.curvature
-        tested = lax.linalg.cholesky(reduced.hessian + jnp.diag(lift + none))
+        tested = cholesky(reduced.hessian + jnp.diag(lift + none))
         state = State(
             reduced=reduced,
             interior=blank,
@@ -173,7 +173,7 @@ def _step(state: State) -> State:
     full = 1 + true / reduced.ceiling
     weight = jnp.where(inside, true / full, usual)
     weight = jnp.where(polish, active_weight(reduced, old), weight)
-    factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
+    factor = cholesky(reduced.normal(weight))
 
     # First solve: the predictor; for a polish, active slacks and inactive multipliers go to zero.
     gap = old.row + old.s - reduced.limit

@@ -6,8 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..core.triangular import solve_definite
 from ..core.vectors import largest
-from .reduced import Reduced, solve_lower
+from .reduced import Reduced
 
 
 class Iterate(eqx.Module):
@@ -49,7 +50,7 @@ def direction(
     """H dv + K'dz = -gradient, K dv + ds = -gap, dz = centre - weight ds; `factor` is of
     H + K' diag(weight) K."""
     right = -(gradient + reduced.transposed(centre + weight * gap))
-    dv = solve_lower(factor, solve_lower(factor, right), transposed=True)
+    dv = solve_definite(factor, right)
     bent, row = reduced.apply(dv)
     dz = centre + weight * (gap + row)
     return Iterate(dv, bent + reduced.transposed(dz), dz, row, -gap - row)

@@ -14,15 +14,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual, Point
 from ..core.solver import AbstractPreconditioner
+from ..core.triangular import cholesky, solve_definite
 from ..core.vectors import matmul
 from .iterate import Iterate, direction
 from .quadratic_program import QuadraticProgram
-from .reduced import Reduced, collapse, expand, fields_of, join, solve_lower
+from .reduced import Reduced, collapse, expand, fields_of, join
 
 
 class ActiveSystem(AbstractPreconditioner):
@@ -73,7 +73,7 @@ class ActiveSystem(AbstractPreconditioner):
             gradient = matmul(self.P, base) - r_x
         z = offset + self.weight * (self.rows(base) - r_z)
         right = -reduced.restrict(gradient + self.columns(z))
-        dv = solve_lower(self.factor, solve_lower(self.factor, right), transposed=True)
+        dv = solve_definite(self.factor, right)
         dx = dv if reduced.start is None else base + reduced.lift(dv) - reduced.start
         dz = offset + self.weight * (self.rows(dx) - r_z)
         if reduced.rotation is None or r_y is None:
@@ -117,7 +117,7 @@ def polish(
     """The solution at which the rows `active` are equalities and the others have no multiplier,
     refined once, with the factor and the weights of its system."""
     weight = jnp.where(active, reduced.penalty, 0)
-    factor = lax.linalg.cholesky(reduced.normal(weight), symmetrize_input=False)
+    factor = cholesky(reduced.normal(weight))
     for _ in range(2):
         gap = old.row + old.s - reduced.limit
         centre = jnp.where(active, -weight * old.s, -old.z)

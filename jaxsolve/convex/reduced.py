@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
+from ..core.triangular import solve_lower
 from ..core.vectors import identity, largest, matmul, positive
 from . import sparse
 from .quadratic_program import QuadraticProgram
@@ -198,15 +199,6 @@ def join(rows: Any, lower: Any, upper: Any, like: Array) -> Array:
     """The inverse of `fields_of`."""
     parts = [x for x in (rows, lower, upper) if x is not None]
     return jnp.concatenate(parts) if parts else like[:0]
-
-
-def solve_lower(
-    factor: Float[Array, "k k"], b: Float[Array, " k"], transposed: bool = False
-) -> Float[Array, " k"]:
-    """L^{-1} b or L^{-T} b."""
-    return lax.linalg.triangular_solve(
-        factor, b[:, None], left_side=True, lower=True, transpose_a=transposed
-    )[:, 0]
 
 
 def require_dense(solver: Any, problem: Any) -> None:

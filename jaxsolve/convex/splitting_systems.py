@@ -18,12 +18,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from ..core.krylov import conjugate_gradient, minres
+from ..core.triangular import cholesky, solve_definite, solve_lower
 from ..core.vectors import identity, matmul
-from .reduced import solve_lower
 from .splitting_form import Form, RowSlope
 
 SWEEPS = 2
@@ -97,8 +96,8 @@ class Factored(AbstractSystem):
         q = self.form.q
         little = jnp.finfo(q.dtype).eps ** 0.4 * ridge(self.form, weight)
         matrix = self.gram(weight) + jnp.diag(little + jnp.zeros_like(q))
-        factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
-        half = lax.linalg.triangular_solve(factor, identity(q), left_side=True, lower=True)
+        factor = cholesky(matrix)
+        half = solve_lower(factor, identity(q))
         # The inverse only contracts: what is solved is the gradient that it multiplies.
         inverse = matmul(half.T, half)
         return lambda g: -matmul(inverse, g)
@@ -132,7 +131,7 @@ class NewtonSystem(eqx.Module):
             matrix = matrix + matmul(curved.T, own[:, None] * curved)
         little = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
         matrix = matrix + jnp.diag(little + jnp.zeros_like(form.q))
-        return cls(form, slope, weight, soft, lax.linalg.cholesky((matrix + matrix.T) / 2))
+        return cls(form, slope, weight, soft, cholesky((matrix + matrix.T) / 2))
 
     def once(self, gradient, gap):
         """dx and e, up to the floor and the ridge."""
@@ -142,8 +141,7 @@ class NewtonSystem(eqx.Module):
             return 1 / (d + c * (1 - d))
 
         right = gradient + self.form.transposed(self.weight * self.slope.apply(inverse, gap))
-        half = solve_lower(self.factor, right)
-        dx = -solve_lower(self.factor, half, transposed=True)
+        dx = -solve_definite(self.factor, right)
         bent = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
         return dx, self.slope.apply(inverse, bent + gap)
 

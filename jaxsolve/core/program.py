@@ -21,12 +21,14 @@ class Program(NamedTuple):
         step: data, carry -> (carry, done)
         finish: data, carry -> result
         measure: carry -> the number that progress shows, `None` for none
+        light: whether a step costs little beside `init` and `finish`
     """
 
     init: Callable[[PyTree], tuple[PyTree, Bool[Array, ""]]]
     step: Callable[[PyTree, PyTree], tuple[PyTree, Bool[Array, ""]]]
     finish: Callable[[PyTree, PyTree], PyTree]
     measure: Callable[[PyTree], Float[Array, ""]] | None = None
+    light: bool = False
 
 
 class Traced(NamedTuple):
@@ -37,6 +39,7 @@ class Traced(NamedTuple):
         axes: the mesh axes over which carry and result vary.
         constant: which leaves of the carry the step hands on as they are.
         nested: whether the step holds a loop of its own.
+        light: as of the program.
     """
 
     init: Callable[[PyTree, PyTree], tuple[PyTree, Bool[Array, ""]]]
@@ -48,6 +51,7 @@ class Traced(NamedTuple):
     axes: frozenset[str]
     constant: list[bool]
     nested: bool
+    light: bool
 
 
 def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array], PyTree[Array]]:
@@ -77,6 +81,7 @@ def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array],
         axes=axes,
         constant=step.hands_on(len(jax.tree.leaves(carry))),
         nested=has_loop(step.jaxpr),
+        light=program.light,
     )
     return traced, data, consts
 

@@ -220,7 +220,8 @@ def _run(
     def measure(carry):
         return solver.measure(problem, carry_box.unpack(carry).state)
 
-    program = Program(init, step, finish, measure if progress is not None else None)
+    shown = measure if progress is not None else None
+    program = Program(init, step, finish, shown, solver.light_steps)
     arrays = None if unless is None else (unless[0], eqx.filter(unless[1], eqx.is_array))
     return result_box.unpack(run(program, data, lanes=lanes, unless=arrays, progress=progress))
 

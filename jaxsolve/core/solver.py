@@ -40,6 +40,10 @@ class AbstractSolver(eqx.Module, Generic[_Problem]):
     step_limit: ClassVar[int] = 1000
     """Steps allowed when `solve` is given no `max_steps`."""
 
+    light_steps: ClassVar[bool] = False
+    """Whether a step costs little beside `init` and `finish`: then larger batches are stepped
+    together, without a queue."""
+
     on_host: ClassVar[bool] = False
     """Whether `step` leaves the device: then `OneStep` and `Unrolled` are refused."""
 

@@ -11,7 +11,7 @@ from jaxsolve.core.progress import Call
 WIDTHS = [Refill(width=1), Refill(width=3), Refill(width=8), Refill(), Lockstep()]
 
 
-def counted(lanes=Refill(), wrap=lambda data: data, **options):
+def counted(lanes=Refill(), wrap=lambda data: data, light=False, **options):
     """A run of `data["count"]` steps of y <- cos(y) + slope y / 4, and a count of them."""
 
     def init(data):
@@ -27,7 +27,7 @@ def counted(lanes=Refill(), wrap=lambda data: data, **options):
     def finish(data, carry):
         return {"steps": carry["steps"], "y": jnp.arctan(carry["y"])}
 
-    program = Program(init, step, finish, lambda carry: carry["y"])
+    program = Program(init, step, finish, lambda carry: carry["y"], light)
     return lambda data: run(program, wrap(data), lanes=lanes, **options)
 
 

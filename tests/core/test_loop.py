@@ -240,6 +240,17 @@ def test_a_batch_that_fits_has_no_queue():
     assert count_of(jax.vmap(counted(Refill(width=15))), "while", data) == 2
 
 
+def test_light_steps_need_no_queue():
+    """Up to 512 lanes are stepped together."""
+    data = batch_of(512)
+    light = jax.vmap(counted(light=True))
+    assert count_of(light, "while", data) == 1
+    assert_equal(light(data), by_hand(data))
+    if jax.default_backend() == "cpu":
+        assert count_of(jax.vmap(counted()), "while", data) == 2
+        assert count_of(light, "while", batch_of(513)) == 2
+
+
 def test_equal_slots():
     """130 lanes are not served as 128 and then 2: rounds are of equal size."""
     data = {"count": jnp.full(130, 9), "start": jnp.ones(130), "slope": jnp.ones(130)}

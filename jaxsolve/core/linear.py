@@ -21,6 +21,7 @@ from .loop import Program, run
 from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
+from .triangular import cholesky, solve_definite
 from .vectors import HIGHEST, coarsest, finite, identity, matmul, norm
 
 DENSE_LIMIT = 512
@@ -89,9 +90,9 @@ class Dense(AbstractLinearSolver):
     def solve(self, operator: Operator, b: Vector) -> Vector:
         _, matrix = operator.materialised(b)
         if operator.structure.definite:
-            factor = jnp.linalg.cholesky(matrix)
+            factor = cholesky(matrix)
             pivots = jnp.diagonal(factor) ** 2
-            back = lambda r: jax.scipy.linalg.cho_solve((factor, True), r)
+            back = lambda r: solve_definite(factor, r)
         else:
             factor = jax.scipy.linalg.lu_factor(matrix)
             pivots = jnp.abs(jnp.diagonal(factor[0]))

@@ -49,16 +49,31 @@ class Lockstep(AbstractLanes):
     """
 
 
-# Slots at most and bytes to aim at; slots for which more bytes pay, and how many; the fewest slots
-# that are faster than a single one, whose axis XLA takes away.
+class _Budget(NamedTuple):
+    """How wide a queue is on a platform.
+
+    Attributes:
+        slots: at most.
+        size: bytes to aim at.
+        few, large: slots for which more bytes pay, and how many.
+        least: the fewest slots that are faster than a single one, whose axis XLA takes away.
+    """
+
+    slots: int
+    size: int
+    few: int
+    large: int
+    least: int
+
+
 _BUDGETS = {
-    "cpu": (128, 2**18, 16, 2**20, 8),
-    "gpu": (8192, 2**28, 256, 2**31, 2),
-    "tpu": (8192, 2**26, 256, 2**29, 2),
+    "cpu": _Budget(slots=128, size=2**18, few=16, large=2**20, least=8),
+    "gpu": _Budget(slots=8192, size=2**28, few=256, large=2**31, least=2),
+    "tpu": _Budget(slots=8192, size=2**26, few=256, large=2**29, least=2),
 }
-# Lanes and bytes up to which a batch is stepped together where steps are light: a service of the
-# queue then costs more than the steps that it saves.
-_LIGHT = (512, 2**24)
+_LIGHT, _LIGHT_LANES, _LIGHT_SIZE = 4, 1024, 2**24
+"""Where steps are light a service of the queue costs more than the steps that it saves: so many
+times the bytes pay, and batches up to these lanes and bytes are stepped together."""
 
 
 class Batch:
@@ -79,26 +94,26 @@ class Batch:
             return self.size
         if isinstance(self.call.lanes, Refill) and self.call.lanes.width is not None:
             return self.call.lanes.width
-        high, budget, few, most, least = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
+        budget = _BUDGETS.get(jax.default_backend(), _BUDGETS["gpu"])
         own = shared = 0
         for x, has in zip(self.operands, self.axes, strict=True):
             size = math.prod(x.shape[sum(has) :]) * x.dtype.itemsize
             own, shared = (own + size, shared) if any(has) else (own, shared + size)
         carried = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.carry))
         lane = max(own + carried, 1)
-        fitting = max(budget // lane, 1)
+        light = self.call.program.light
+        fitting = max((_LIGHT if light else 1) * budget.size // lane, 1)
         if not self.call.program.nested:
             # Where the step holds a loop all wait for the longest: many pay only if they are small.
             # Shared data are read once a step for all slots: these may be as large.
-            fitting = max(fitting, min(few, max(most, shared) // lane))
-        widest = min(high, 2 ** int(math.log2(fitting))) if fitting >= least else 1
-        light, most = _LIGHT
-        if self.call.program.light and self.size <= min(light, most // lane):
-            return self.size
-        if self.size <= widest:
+            fitting = max(fitting, min(budget.few, max(budget.large, shared) // lane))
+        widest = 2 ** int(math.log2(fitting)) if fitting >= budget.least else 1
+        widest = min(widest, budget.slots)
+        together = min(_LIGHT_LANES, _LIGHT_SIZE // lane) if light else 0
+        if self.size <= max(widest, together):
             return self.size
         # Half as wide where lanes wait: 1.5 times faster at 512 lanes, the same at 4096.
-        widest = min(widest, high // 2)
+        widest = min(widest, budget.slots // 2)
         rounds = -(-self.size // widest)
         return -(-self.size // rounds)
 

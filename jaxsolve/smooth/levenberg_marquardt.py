@@ -18,14 +18,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
+from ..core.triangular import cholesky, solve_definite
 from ..core.vectors import dot, finite, identity, matmul, ravel
 from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20
 _REJECTIONS = 16
-_SMALL = 6
-"""Up to this size a Cholesky factorisation is written out: LAPACK costs more in calls."""
 
 
 class Reduced(NamedTuple):
@@ -72,7 +71,7 @@ class Gram(AbstractFactorisation):
         size = jnp.sqrt(jnp.diagonal(matrix))
         size = jnp.where(size > 0, size, jnp.ones_like(size))
         matrix = matrix / (size[:, None] * size[None, :])
-        return _solve_definite(matrix, vector / size) / size
+        return solve_definite(cholesky(matrix), vector / size) / size
 
     def columns(self, reduced: Reduced) -> Vector:
         return jnp.sqrt(jnp.maximum(jnp.diagonal(reduced.matrix), 0.0))
@@ -286,33 +285,3 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         gradient = matmul(residuals, jacobian)
         value = 0.5 * dot(residuals, residuals)
         return value, gradient, self.factorisation.reduce(jacobian, residuals)
-
-
-def _solve_definite(matrix: Float[Array, "n n"], vector: Vector) -> Vector:
-    """matrix^{-1} vector by Cholesky; NaN where the matrix is not positive definite."""
-    n = vector.size
-    if n > _SMALL:
-        factor = jnp.linalg.cholesky(matrix)
-        middle = jax.scipy.linalg.solve_triangular(factor, vector, lower=True)
-        return jax.scipy.linalg.solve_triangular(factor, middle, lower=True, trans=1)
-    rows: list[list[Array]] = []
-    half: list[Array] = []
-    for i in range(n):
-        row: list[Array] = []
-        for j in range(i + 1):
-            total = matrix[i, j]
-            for k in range(j):
-                total = total - row[k] * (row[k] if i == j else rows[j][k])
-            row.append(jnp.sqrt(total) if i == j else total / rows[j][j])
-        rows.append(row)
-        right = vector[i]
-        for k in range(i):
-            right = right - row[k] * half[k]
-        half.append(right / row[i])
-    out: list[Array] = [jnp.zeros_like(vector[0])] * n
-    for i in reversed(range(n)):
-        right = half[i]
-        for k in range(i + 1, n):
-            right = right - rows[k][i] * out[k]
-        out[i] = right / rows[i][i]
-    return jnp.stack(out)

@@ -241,14 +241,14 @@ def test_a_batch_that_fits_has_no_queue():
 
 
 def test_light_steps_need_no_queue():
-    """Up to 512 lanes are stepped together."""
-    data = batch_of(512)
+    """Up to 1024 lanes are stepped together."""
+    data = batch_of(1024)
     light = jax.vmap(counted(light=True))
     assert count_of(light, "while", data) == 1
     assert_equal(light(data), by_hand(data))
     if jax.default_backend() == "cpu":
         assert count_of(jax.vmap(counted()), "while", data) == 2
-        assert count_of(light, "while", batch_of(513)) == 2
+        assert count_of(light, "while", batch_of(1025)) == 2
 
 
 def test_equal_slots():

@@ -24,7 +24,8 @@ from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
 
 _PATIENCE = 20
-_REJECTIONS = 16
+_REJECTIONS = 26
+"""In a row: the damping then has grown by 2^351, from its floor to where no step is left."""
 
 
 class Reduced(NamedTuple):
@@ -194,8 +195,10 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         self, problem: LeastSquares, state: LevenbergMarquardtState
     ) -> LevenbergMarquardtState:
         vector = ravel(state.primal)
-        # A column that is 0 so far still needs a weight.
-        weights = jnp.where(state.weights > 0, state.weights, jnp.ones_like(state.weights))
+        # A column that is almost 0 so far still needs a weight.
+        limits = jnp.finfo(state.weights.dtype)
+        least = limits.eps * jnp.max(state.weights, initial=0)
+        weights = jnp.maximum(state.weights, jnp.where(least > 0, least, 1))
         damped = jnp.sqrt(state.damping) * weights
         move = self.factorisation.solve(state.reduced, damped)
         solved = finite(move)
@@ -217,7 +220,8 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
 
         shrink = jnp.clip(1 - (2 * ratio - 1) ** 3, 0.1, 2.0)
         damping = state.damping * jnp.where(accepted, shrink, state.growth)
-        floor = jnp.finfo(value.dtype).eps ** 2
+        # So low because D may remember columns that were larger by orders of magnitude.
+        floor = max(float(limits.eps) ** 4, float(limits.tiny))
         lower = is_lower(value, state.lowest)
         progress = accepted & (lower | (measure < 0.99 * state.best))
 

@@ -66,6 +66,29 @@ def test_a_linear_fit_is_that_of_lstsq(solver):
         np.testing.assert_allclose(out.value, expected, rtol=1e-4)
 
 
+def test_a_column_that_almost_vanishes_at_the_start_is_no_end(solver):
+    """Powell's badly scaled function, far off: the derivative exp(-100) gave the first step a
+    length of 1e39, and sixteen shorter ones were not short enough."""
+
+    def fn(x, _):
+        return jnp.stack([1e4 * x[0] * x[1] - 1, jnp.exp(-x[0]) + jnp.exp(-x[1]) - 1.0001])
+
+    with jax.enable_x64(True):
+        out = js.solve(LeastSquares(fn), solver, jnp.asarray([0.0, 100.0]), throw=False)
+        assert np.sum(np.square(fn(out.value, None))) < 1.1e-8
+
+
+def test_columns_that_were_large_are_undone(solver):
+    """Brown's almost linear function from 50: the damping stood at its floor for 300 steps."""
+
+    def fn(x, _):
+        return jnp.concatenate([x[:-1] + jnp.sum(x) - 11, jnp.prod(x)[None] - 1])
+
+    with jax.enable_x64(True):
+        out = js.solve(LeastSquares(fn), solver, jnp.full(10, 50.0), max_steps=200)
+        np.testing.assert_allclose(fn(out.value, None), 0, atol=1e-7)
+
+
 @pytest.mark.parametrize("solver", [LevenbergMarquardt(), js.LBFGS(), js.Scipy("trf")])
 def test_squares_that_overflow_are_no_success(solver):
     """A finite gradient over their infinite norm was 0: solved, before the first step."""

@@ -10,7 +10,7 @@ the KKT equations of the active set in NumPy, relative, the median of the first 
 gradient is not zero. Times are medians of seven interleaved turns, a problem; compile time apart.
 ProxQP and Clarabel solve one problem after the other.
 
-    python -m benchmarks.qp_layer [--full]
+    python -m benchmarks.qp_layer [--full] [--only n] [--dtype float32]
 """
 
 import argparse
@@ -87,7 +87,9 @@ def by_mpax(mpax, P, q, A, b, G, h):
     # Two-sided infinite bounds; mpax takes Gx >= h.
     free = jnp.full_like(q, jnp.inf)
     program = mpax.create_qp(P, q, A, b, -G, -h, -free, free)
-    found = mpax.raPDHG(eps_abs=1e-6, eps_rel=1e-6).optimize(program)
+    # Tighter in float32 it never ends.
+    eps = 1e-6 if q.dtype == jnp.float64 else 1e-4
+    found = mpax.raPDHG(eps_abs=eps, eps_rel=eps).optimize(program)
     y = found.dual_solution
     return found.primal_solution, -y[: b.size], y[b.size :]
 
@@ -325,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true", help="all sizes and batches")
     parser.add_argument("--only", type=int, default=None, help="this number of variables alone")
+    parser.add_argument("--dtype", choices=("float64", "float32"), help="this one alone")
     options = parser.parse_args()
     start = time.perf_counter()
     rows, figures = [], []
@@ -332,7 +335,8 @@ def main() -> None:
     for dtype in (np.float64, np.float32):
         with jax.enable_x64(dtype == np.float64):
             for n, lanes in cells:
-                if options.only not in (None, n) or (dtype == np.float32 and lanes == 1):
+                others = options.only not in (None, n) or options.dtype not in (None, _dtype(dtype))
+                if others or (dtype == np.float32 and lanes == 1):
                     continue
                 more_rows, more_figures = cell(n, lanes, dtype)
                 rows, figures = rows + more_rows, figures + more_figures

@@ -220,11 +220,9 @@ class _Refined(AbstractLinearSolver):
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
         assert operator.precondition is not None
-        x = operator.precondition(b)
         sweeps = 3 if b.dtype == jnp.float64 else 8
-        for _ in range(sweeps - 1):
-            x = x + operator.precondition(b - operator.product(x))
-        return x
+        refine = lambda x, _: (x + operator.precondition(b - operator.product(x)), None)
+        return jax.lax.scan(refine, operator.precondition(b), length=sweeps - 1, unroll=2)[0]
 
 
 class _MinimumNorm(AbstractLinearSolver):

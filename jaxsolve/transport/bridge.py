@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.checks import show
+from ..core.checks import check_array, check_number, show
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.vectors import clean, finite, largest, matmul, positive
@@ -124,7 +124,7 @@ class SchrodingerBridge(AbstractProblem):
 
     def _samples(self) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
         """Both samples in one dtype; raises where they do not fit."""
-        arrays = [jnp.asarray(self.x0), jnp.asarray(self.x1)]
+        arrays = [check_array("SchrodingerBridge", k, getattr(self, k)) for k in ("x0", "x1")]
         for name, x in zip(("x0", "x1"), arrays, strict=True):
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise TypeError(f"SchrodingerBridge: `{name}` is {show(x)}; points are floating.")
@@ -137,10 +137,9 @@ class SchrodingerBridge(AbstractProblem):
                 f"SchrodingerBridge: `x0` is {show(arrays[0])}, but `x1` is {show(arrays[1])}: "
                 "their points must have one dimension."
             )
-        if jnp.ndim(self.epsilon) != 0:
-            raise ValueError(
-                f"SchrodingerBridge: `epsilon` has shape {jnp.shape(self.epsilon)}; it is a scalar."
-            )
+        check_number("SchrodingerBridge", epsilon=self.epsilon)
+        if self.tau is not None:
+            check_number("SchrodingerBridge", tau=self.tau)
         dtype = jnp.promote_types(arrays[0].dtype, arrays[1].dtype)
         return arrays[0].astype(dtype), arrays[1].astype(dtype)
 

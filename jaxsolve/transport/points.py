@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.checks import check_array, check_count, check_instance, show
 from ..core.closure import trace
+from ..core.mesh import vary
 from ..core.vectors import matmul
 from .geometry import AbstractGeometry, AbstractKernel, Columns, Dense, Scalar
 
@@ -210,6 +211,12 @@ def entries(costs: Array, g: Columns, base: Array, epsilon: Scalar) -> Array:
     return jnp.exp(-jnp.maximum(((costs - g) - base[:, None]) / epsilon, -limit))
 
 
+def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
+    """In a shard_map the first sum varies as those after it do."""
+    axes: Any = shape.manual_axis_type
+    return vary(jnp.zeros(shape.shape, shape.dtype), axes.varying if axes else frozenset())
+
+
 def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> Any:
     """fn of blocks of rows, its results joined, or added up where `summed`; what derivatives need
     of a block is computed again."""
@@ -222,7 +229,7 @@ def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> 
     single = not isinstance(out, tuple)
     adds = (summed,) if single else summed
     shapes = (out,) if single else out
-    blank = tuple(jnp.zeros(s.shape, s.dtype) for s, add in zip(shapes, adds, strict=True) if add)
+    blank = tuple(_zeros(s) for s, add in zip(shapes, adds, strict=True) if add)
 
     def step(total: tuple, rows: list) -> tuple:
         found = part(*rows)

@@ -247,6 +247,27 @@ def test_sharded_rows_stay_on_their_devices(auto_mesh):
     np.testing.assert_allclose(solve(jax.device_put(costs, rows)), solve(costs), rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_lanes_on_devices_share_data(block, x64, auto_mesh):
+    """Weights that are the same on all devices, beside points that are not: neither the factor of
+    the derivative's preconditioner nor the sum over blocks was traced."""
+    x, y, a, b = map(jnp.asarray, drawn(6, 5))
+
+    def corner(scale):
+        problem = js.EntropicTransport.from_points(scale * x, y, a, b, epsilon=1.0, block=block)
+        return js.solve(problem, throw=False).value.matrix[0, 0]
+
+    spec = jax.sharding.PartitionSpec("lanes")
+    each, scales = jax.vmap(jax.value_and_grad(corner)), jnp.linspace(1.0, 1.4, auto_mesh.size)
+    sharded = jax.jit(jax.shard_map(each, mesh=auto_mesh, in_specs=spec, out_specs=spec))
+    value, slope = sharded(scales)
+    np.testing.assert_allclose(value, [corner(s) for s in scales], rtol=1e-9)
+    h = 1e-4
+    np.testing.assert_allclose(
+        slope[0], (corner(scales[0] + h) - corner(scales[0] - h)) / (2 * h), rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("solver", [js.Sinkhorn(), js.SinkhornNewton()], ids=["plain", "newton"])
 def test_a_loose_tolerance_is_not_met_by_a_larger_epsilon(x64, solver):
     x, y, a, b = drawn()

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..core.checks import check_array, check_number, show
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.unsolved import failure
 from ..core.vectors import clean, finite, largest, matmul, positive
 from .covariances import AbstractCovariance, Shape
 from .light_bridge import LightBridge, Scalar
@@ -77,9 +78,11 @@ class SchrodingerBridge(AbstractProblem):
         x0, x1 = self._samples()
         epsilon = jnp.asarray(self.epsilon, x0.dtype)
         valid = (epsilon > 0) & finite(x0, x1)
-        # Any numbers where there are none: a refused lane's NaN must not reach others.
+        # Any numbers where there are none: a refused lane's NaN must not reach others, but its
+        # derivative is NaN, and passes none of these.
+        lost = failure((x0, x1, epsilon), valid)
         epsilon = jnp.where(epsilon > 0, epsilon, jnp.ones_like(epsilon))
-        x0, x1 = (jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) for x in (x0, x1))
+        x0, x1 = (jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) + lost for x in (x0, x1))
         means = jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)
         inputs, targets = x0 - means[0], x1 - means[1]
         covariance = matmul(inputs.T, inputs) / inputs.shape[0]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_shape
+from ..core.checks import check_array, check_shape
 from ..core.solution import Dual, Guess, is_traced
 from . import sparse
 
@@ -135,11 +135,8 @@ def _floating(name: str, field: str, value: Any) -> Any:
     if field in _MATRICES and sparse.is_matrix_free(value):
         return sparse.checked(name, field, value)
     if not hasattr(value, "dtype") and not isinstance(value, float):
-        try:
-            # A list of numbers is one of tracers by now.
-            value = jnp.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: `{field}` is not an array: {error}") from None
+        # A list of numbers is one of tracers by now.
+        value = check_array(name, field, value)
     dtype = getattr(value, "dtype", jnp.result_type(float))
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .problem import AbstractProblem
 from .solution import is_traced
@@ -41,6 +41,27 @@ def check_instance(name: str, field: str, found: Any, wanted: Any, text: str) ->
     """
     if not isinstance(found, wanted):
         raise TypeError(f"{name}: `{field}` must be {text}; got {kind(found)}.")
+
+
+def check_array(name: str, field: str, value: Any) -> Array:
+    """A value as an array; raises `TypeError` where it is none."""
+    try:
+        # JAX takes a string for the name of a dtype.
+        return jnp.asarray(None if isinstance(value, str) else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: `{field}` must be an array; got {kind(value)}.") from error
+
+
+def check_point(name: str, field: str, value: Any, like: Array) -> Array:
+    """One point as an array; raises unless it has the shape of a row of `like`: most often it is a
+    batch."""
+    array = check_array(name, field, value)
+    if array.shape != like.shape[1:]:
+        raise ValueError(
+            f"{name}: `{field}` is {show(array)}, but one point has shape {list(like.shape[1:])}; "
+            "jax.vmap adds a batch."
+        )
+    return array
 
 
 def check_kind(solver: Any, problem: AbstractProblem, *kinds: type[AbstractProblem]) -> None:
@@ -162,6 +183,8 @@ def check_settings(solver: Any, may_be_zero: tuple[str, ...] = ()) -> None:
     name = type(solver).__name__
     for field in fields(solver):
         value = getattr(solver, field.name)
+        if value is None and (field.type is int or isinstance(field.default, float)):
+            raise TypeError(f"{name}: `{field.name}` must be a number; got NoneType.")
         if field.type is int:
             check_count(name, **{field.name: value})
         elif isinstance(field.default, float):

@@ -64,6 +64,8 @@ def solve(
     check_limits(tolerance, max_steps, record)
     wanted = "an adjoint (Implicit(), OneStep(), Unrolled(steps), Detached()) or None"
     check_instance("solve", "adjoint", adjoint, AbstractAdjoint | None, wanted)
+    wanted = "a key of jax.random (jax.random.key(0)) or None"
+    check_instance("solve", "key", key, jax.Array | np.ndarray | None, wanted)
     wanted = "Refill(), Lockstep() or None"
     check_instance("solve", "lanes", lanes, AbstractLanes | None, wanted)
     dual = state = None

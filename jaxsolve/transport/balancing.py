@@ -15,7 +15,6 @@ squares are weighted by b.
 
 from typing import Any, NamedTuple, Protocol
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import logsumexp
@@ -118,8 +117,7 @@ class Held(NamedTuple):
         found = self.kernel.rows(self.b * jnp.exp(log))
         level = self.level(log, found)
         shift = jnp.where(jnp.abs(level) > 1, self.problem.epsilon * level, 0)
-        kernel = eqx.tree_at(lambda k: k.base, self.kernel, self.kernel.base - shift)
-        return Held(self.problem, kernel, self.g + shift), shift
+        return Held(self.problem, self.kernel.raised(shift), self.g + shift), shift
 
     def wanted(self, log: Columns) -> Columns:
         return self.problem.wanted(self.g + self.problem.epsilon * log)

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.adjoint import envelope
-from ..core.checks import check_shape, show
+from ..core.checks import check_array, check_shape, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.unsolved import where_solved
@@ -136,9 +136,14 @@ class Barycentre(AbstractProblem):
         """
         from .grid import Grid
 
-        measures = jnp.asarray(measures)
-        flat = measures.reshape(measures.shape[0], -1)
-        return cls(Grid.of(shape, costs, flat[0]), flat, weights, epsilon=epsilon)
+        measures = check_array(cls.__name__, "measures", measures)
+        grid = Grid.of(shape, costs, measures)
+        if measures.ndim != 2:
+            wanted = (None, *grid.axes[0])
+            given = show(measures), measures.shape
+            check_shape(cls.__name__, "measures", given, wanted, "shape", str(tuple(shape)))
+            measures = measures.reshape(measures.shape[0], -1)
+        return cls(grid, measures, weights, epsilon=epsilon)
 
     @property
     def structure(self) -> Structure:
@@ -230,7 +235,7 @@ class Barycentre(AbstractProblem):
     def prepare(self, init: PyTree | None) -> tuple[Self, Potential]:
         name, cost = type(self).__name__, self.cost
         if not isinstance(cost, AbstractGeometry):
-            cost = jnp.asarray(cost)
+            cost = check_array(name, "cost", cost)
             if cost.ndim not in (2, 3) or cost.size == 0:
                 raise ValueError(
                     f"{name}: `cost` is {show(cost)}: it must have shape [any, any] or "

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.checks import show
+from ..core.checks import check_array, check_number, show
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
+from ..core.unsolved import failure
 from ..core.vectors import clean, finite, largest, matmul, positive
 from .covariances import AbstractCovariance, Shape
 from .light_bridge import LightBridge, Scalar
@@ -77,9 +78,11 @@ class SchrodingerBridge(AbstractProblem):
         x0, x1 = self._samples()
         epsilon = jnp.asarray(self.epsilon, x0.dtype)
         valid = (epsilon > 0) & finite(x0, x1)
-        # Any numbers where there are none: a refused lane's NaN must not reach others.
+        # Any numbers where there are none: a refused lane's NaN must not reach others, but its
+        # derivative is NaN, and passes none of these.
+        lost = failure((x0, x1, epsilon), valid)
         epsilon = jnp.where(epsilon > 0, epsilon, jnp.ones_like(epsilon))
-        x0, x1 = (jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) for x in (x0, x1))
+        x0, x1 = (jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) + lost for x in (x0, x1))
         means = jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)
         inputs, targets = x0 - means[0], x1 - means[1]
         covariance = matmul(inputs.T, inputs) / inputs.shape[0]
@@ -124,7 +127,7 @@ class SchrodingerBridge(AbstractProblem):
 
     def _samples(self) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
         """Both samples in one dtype; raises where they do not fit."""
-        arrays = [jnp.asarray(self.x0), jnp.asarray(self.x1)]
+        arrays = [check_array("SchrodingerBridge", k, getattr(self, k)) for k in ("x0", "x1")]
         for name, x in zip(("x0", "x1"), arrays, strict=True):
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise TypeError(f"SchrodingerBridge: `{name}` is {show(x)}; points are floating.")
@@ -137,10 +140,9 @@ class SchrodingerBridge(AbstractProblem):
                 f"SchrodingerBridge: `x0` is {show(arrays[0])}, but `x1` is {show(arrays[1])}: "
                 "their points must have one dimension."
             )
-        if jnp.ndim(self.epsilon) != 0:
-            raise ValueError(
-                f"SchrodingerBridge: `epsilon` has shape {jnp.shape(self.epsilon)}; it is a scalar."
-            )
+        check_number("SchrodingerBridge", epsilon=self.epsilon)
+        if self.tau is not None:
+            check_number("SchrodingerBridge", tau=self.tau)
         dtype = jnp.promote_types(arrays[0].dtype, arrays[1].dtype)
         return arrays[0].astype(dtype), arrays[1].astype(dtype)
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from ..core.vectors import matmul
 from .geometry import AbstractGeometry
 from .grid import Grid
-from .points import Points, over_blocks, squared_euclidean
+from .points import Points, over_blocks
 
 
 def cost_product(geometry: AbstractGeometry, columns: Float[Array, "m r"]) -> Float[Array, "n r"]:
@@ -20,7 +20,7 @@ def cost_product(geometry: AbstractGeometry, columns: Float[Array, "m r"]) -> Fl
 
 
 def _between_points(geometry: Points, columns: Float[Array, "m r"]) -> Float[Array, "n r"]:
-    if geometry.cost_fn is not squared_euclidean:
+    if geometry.cost_fn is not None:
         block = geometry.block or geometry.shape[0]
         return over_blocks(lambda x: matmul(geometry.costs(x), columns), block, geometry.x)
     # About the mean of the points, so that far from the origin fewer digits cancel.

@@ -6,6 +6,7 @@ and components at once: no array of points x components x dimensions is formed.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
+from ..core.checks import check_instance
 from ..core.mesh import vary, varying
 from ..core.vectors import matmul
 
@@ -71,6 +73,11 @@ class AbstractCovariance(eqx.Module):
         self, shape: Shape, time: Float[Array, ""], *vectors: Float[Array, "k d"]
     ) -> tuple[Float[Array, " k"], list[Float[Array, "k d"]]]:
         """With B_k = t S_k + (1 - t) I: log det B_k, and B_k^{-1} of vectors, one for each k."""
+
+
+def check_family(name: str, family: Any) -> None:
+    """Raise `TypeError` where a `covariance` is no family."""
+    check_instance(name, "covariance", family, AbstractCovariance, "Diagonal() or Full()")
 
 
 class Diagonal(AbstractCovariance):

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.checks import check_shape, show
+from ..core.checks import check_array, check_shape, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.unsolved import where_solved
@@ -142,11 +142,16 @@ class EntropicTransport(AbstractProblem):
             costs: of each axis, a matrix; `None`: the squared distance of points that are evenly
                 spaced on [0, 1].
         """
-        from .grid import Grid
+        from .grid import Grid, on_grid
 
-        flat = [None if w is None else jnp.ravel(jnp.asarray(w)) for w in (a, b)]
-        grid = Grid.of(shape, costs, flat[0] if flat[0] is not None else flat[1])
-        return cls(grid, flat[0], flat[1], epsilon=epsilon, tau=tau)
+        name = cls.__name__
+        first, second = (
+            None if w is None else check_array(name, field, w) for field, w in (("a", a), ("b", b))
+        )
+        grid = Grid.of(shape, costs, second if first is None else first)
+        rows, columns = grid.axes
+        first, second = on_grid(name, "a", first, rows), on_grid(name, "b", second, columns)
+        return cls(grid, first, second, epsilon=epsilon, tau=tau)
 
     @property
     def structure(self) -> Structure:
@@ -373,8 +378,9 @@ def _start(name: str, init: PyTree | None, problem: EntropicTransport) -> Potent
 
 def floating(name: str, field: str, value: Any, like: Array) -> Array:
     """An array of the costs' dtype: numbers are cast, arrays of another dtype refused."""
-    array = jnp.asarray(value)
-    if isinstance(value, int | float) or array.weak_type:
+    array = check_array(name, field, value)
+    number = isinstance(value, int | float) or array.weak_type
+    if number and not jnp.issubdtype(array.dtype, jnp.complexfloating):
         return array.astype(like.dtype)
     if array.dtype != like.dtype:
         raise TypeError(

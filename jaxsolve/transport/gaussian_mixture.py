@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..core.checks import check_count, check_instance, check_number, check_positive
 from ..core.vectors import matmul
-from .covariances import AbstractCovariance, Diagonal, Full
+from .covariances import AbstractCovariance, Full, check_family
 from .light_bridge import LightBridge, Scalar, Vector
 
 _COMPONENTS = 5
@@ -147,10 +148,12 @@ def gaussian_mixture_benchmark(
         key: of the construction; our tables take `jax.random.key(0)`, 1 and 2.
         covariance: `Full()`, or `Diagonal()` for covariances along the axes.
     """
-    if dim < 1:
-        raise ValueError(f"`dim` must be at least 1; got {dim}.")
-    if not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive; got {epsilon}.")
+    name = "gaussian_mixture_benchmark"
+    check_instance(name, "dim", dim, int, "a whole number")
+    check_count(name, dim=dim)
+    check_number(name, epsilon=epsilon)
+    check_positive(name, epsilon=epsilon)
+    check_family(name, covariance)
     dtype = jnp.result_type(float)
     key = jax.random.fold_in(jax.random.fold_in(key, dim), round(1000 * epsilon))
     keys = jax.random.split(key, 4)
@@ -165,14 +168,10 @@ def gaussian_mixture_benchmark(
         matrices = matmul(turn * shrunk, turn.mT)
         shape = covariance.from_dense(matrices)
         centres = mu - jax.vmap(matmul)(matrices, mu)
-    elif isinstance(covariance, Diagonal):
+    else:
         diagonals = jax.vmap(lambda k: jax.random.permutation(k, shrunk))(turns)
         shape = covariance.from_diagonal(diagonals)
         centres = (1 - diagonals) * mu
-    else:
-        raise TypeError(
-            f"`covariance` must be Full() or Diagonal(); got {type(covariance).__name__}."
-        )
     bridge = LightBridge(
         log_weights=jnp.full(_COMPONENTS, -jnp.log(_COMPONENTS), dtype),
         centres=centres,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import show
+from ..core.checks import check_array, show
 from ..core.vectors import identity, matmul
 
 Scalar = Float[Array, ""]
@@ -40,6 +40,10 @@ class AbstractKernel(eqx.Module):
     @abc.abstractmethod
     def columns(self, rows: Float[Array, "n ..."]) -> Float[Array, "m ..."]:
         """K' u."""
+
+    def raised(self, shift: Scalar) -> Self:
+        """K of g + shift: the same, with another base."""
+        return eqx.tree_at(lambda k: k.base, self, self.base - shift)
 
     def scaled(self, rows: Rows, columns: Columns) -> Float[Array, "n m"]:
         """diag(u) K diag(v)."""
@@ -116,19 +120,18 @@ class Dense(AbstractGeometry):
         return Dense(self.costs.T)
 
     def checked(self) -> "Dense":
-        costs = self.costs
-        if getattr(costs, "ndim", None) != 2 or costs.size == 0:
-            found = show(costs) if hasattr(costs, "shape") else type(costs).__name__
+        costs = check_array("EntropicTransport", "cost", self.costs)
+        if costs.ndim != 2 or costs.size == 0:
             raise ValueError(
-                f"EntropicTransport: `cost` is {found}: it must have shape [any, any], with one "
-                "entry or more."
+                f"EntropicTransport: `cost` is {show(costs)}: it must have shape [any, any], with "
+                "one entry or more."
             )
         if not jnp.issubdtype(costs.dtype, jnp.floating):
             raise TypeError(
                 f"EntropicTransport: `cost` has dtype {costs.dtype}; give real floating-point "
                 "numbers."
             )
-        return self
+        return Dense(costs)
 
     def kernel(self, g: Columns, live: Bool[Array, " m"], epsilon: Scalar) -> "DenseKernel":
         base, matrix = kernel_of(self.costs, g, live, epsilon)

@@ -15,10 +15,11 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import show
+from ..core.checks import check_array, check_instance, check_shape, show
 from .geometry import AbstractGeometry, AbstractKernel, Columns, Scalar
 
 
@@ -30,13 +31,20 @@ class Grid(AbstractGeometry):
     @classmethod
     def of(cls, shape: tuple[int, ...], costs: Any, like: Any) -> "Grid":
         """The grid, with squared distances on [0, 1] where no costs are given."""
-        if len(shape) == 0 or not all(isinstance(k, int) and k > 0 for k in shape):
+        check_instance("EntropicTransport", "shape", shape, tuple | list, "a tuple of lengths")
+        shape = tuple(shape)
+        if len(shape) == 0 or not all(isinstance(k, int | np.integer) and k > 0 for k in shape):
             raise ValueError(f"EntropicTransport: `shape` must hold lengths of axes; got {shape}.")
         if costs is None:
-            dtype = jnp.zeros(()).dtype if like is None else like.dtype
+            dtype = jnp.zeros(()).dtype
+            if like is not None and jnp.issubdtype(like.dtype, jnp.floating):
+                dtype = like.dtype
             places = [jnp.linspace(0, 1, k, dtype=dtype) for k in shape]
             return cls(tuple((x[:, None] - x) ** 2 for x in places))
-        costs = tuple(jnp.asarray(c) for c in costs)
+        check_instance(
+            "EntropicTransport", "costs", costs, tuple | list, "a tuple of a matrix for each axis"
+        )
+        costs = tuple(check_array("EntropicTransport", "costs", c) for c in costs)
         found = tuple(c.shape[:1] for c in costs)
         if found != tuple((k,) for k in shape) or any(c.ndim != 2 for c in costs):
             raise ValueError(
@@ -46,8 +54,14 @@ class Grid(AbstractGeometry):
         return cls(costs)
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of the rows' grid and of the columns'."""
         rows, columns = zip(*(c.shape for c in self.costs), strict=True)
+        return rows, columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.axes
         return math.prod(rows), math.prod(columns)
 
     @property
@@ -97,6 +111,15 @@ class Grid(AbstractGeometry):
             total = total[:, :, None] + cost[place][:, None, :]
             total = total.reshape(total.shape[0], -1)
         return total
+
+
+def on_grid(name: str, field: str, weights: Array | None, axes: tuple[int, ...]) -> Array | None:
+    """Weights of a grid in one row; raises where they have a shape that is not the grid's."""
+    if weights is None:
+        return None
+    if weights.ndim != 1:
+        check_shape(name, field, (show(weights), weights.shape), axes, "shape", str(axes))
+    return weights.ravel()
 
 
 class GridKernel(AbstractKernel):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.nn import logsumexp, softmax
 from jaxtyping import Array, Float
 
+from ..core.checks import check_count, check_point
 from .covariances import AbstractCovariance, Shape
 from .mixture import GaussianMixture, log_densities
 
@@ -63,20 +64,25 @@ class LightBridge(eqx.Module):
 
     def log_potential(self, y: Vector) -> Scalar:
         """log v(y)."""
+        y = check_point("LightBridge.log_potential", "y", y, self.centres)
         parts = log_densities(self.family, self.shape, self.centres, self.epsilon, y[None])[0]
         return logsumexp(self.log_weights + parts)
 
     def log_normaliser(self, x: Vector) -> Scalar:
         """log c(x)."""
+        x = check_point("LightBridge.log_normaliser", "x", x, self.centres)
         return logsumexp(self._terms(x))
 
     def log_likelihood(self, x: Vector, y: Vector) -> Scalar:
         """log pi(y|x)."""
+        x = check_point("LightBridge.log_likelihood", "x", x, self.centres)
+        y = check_point("LightBridge.log_likelihood", "y", y, self.centres)
         along = jnp.sum(x * y) / self.epsilon
         return along + self.log_potential(y) - self.log_normaliser(x)
 
     def conditional(self, x: Vector) -> GaussianMixture:
         """pi(.|x), from which y is drawn without simulating the diffusion."""
+        x = check_point("LightBridge.conditional", "x", x, self.centres)
         return GaussianMixture(
             log_weights=jax.nn.log_softmax(self._terms(x)),
             means=self.centres + self.family.times(self.shape, x),
@@ -87,6 +93,7 @@ class LightBridge(eqx.Module):
 
     def drift(self, x: Vector, time: Any) -> Vector:
         """g(x, t), for t from 0 to 1, both ends included."""
+        x = check_point("LightBridge.drift", "x", x, self.centres)
         time = jnp.asarray(time, x.dtype)
         stretch = self.family.times(self.shape, x) - x
         log_det, (stretch, pull) = self.family.between(self.shape, time, stretch, self.centres)
@@ -104,6 +111,7 @@ class LightBridge(eqx.Module):
             x: where it starts.
             times: ascending, from 0 to 1.
         """
+        x = check_point("LightBridge.sample_path", "x", x, self.centres)
         first, second = jax.random.split(key)
         end = self.conditional(x).sample(first)
         times = jnp.asarray(times, x.dtype)
@@ -135,6 +143,8 @@ class LightBridge(eqx.Module):
         """
         import diffrax
 
+        x = check_point("LightBridge.simulate_path", "x", x, self.centres)
+        check_count("LightBridge.simulate_path", steps=steps)
         root = jnp.sqrt(self.epsilon)
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         motion = diffrax.VirtualBrownianTree(0.0, 1.0, tol=0.5 / steps, shape=shape, key=key)

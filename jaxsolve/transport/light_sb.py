@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_absent, check_kind, show
+from ..core.checks import check_absent, check_instance, check_kind, check_settings, show
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver
 from ..core.vectors import finite, matmul, positive
 from ..smooth.lbfgs import LBFGS, LBFGSState
 from .bridge import LightParameters, LightProblem, SchrodingerBridge, gaussian_spread
-from .covariances import AbstractCovariance, Diagonal
+from .covariances import AbstractCovariance, Diagonal, check_family
 from .light_bridge import LightBridge
 from .unbalanced import UnbalancedParameters, UnbalancedProblem, checked
 
@@ -59,6 +59,12 @@ class LightSB(AbstractSolver[SchrodingerBridge]):
     minimiser: AbstractSolver = LBFGS()
 
     step_limit: ClassVar[int] = 5000
+
+    def __check_init__(self):
+        check_settings(self)
+        check_family(type(self).__name__, self.covariance)
+        wanted = "a solver of Minimise (LBFGS(), TrustRegionNewton())"
+        check_instance("LightSB", "minimiser", self.minimiser, AbstractSolver, wanted)
 
     def refuse(self, problem: LightProblem) -> None:
         check_kind(self, problem, LightProblem)
@@ -166,10 +172,6 @@ def start(fit: LightProblem, components: int, starts: int, key: Array) -> LightP
 
 def _best(fit: Any, first: Any, components: int, starts: int, key: Array) -> Any:
     """Of `first(fit, components, key, turn)` for some keys and turns."""
-    if components < 1 or starts < 1:
-        raise ValueError(
-            f"`components` and `starts` must be at least 1; got {components} and {starts}."
-        )
     fit = jax.tree.map(jax.lax.stop_gradient, fit)
     keys = jax.random.split(key, starts + 2)
     few = eqx.tree_at(

@@ -8,11 +8,14 @@ Matching: whatever the coupling of x0 and x1, the minimiser is the Schroedinger 
 laws, and this loss is L up to a constant. Its gradients are noisier than those of L.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from ..core.checks import check_instance
 from .bridge import LightParameters, LightProblem
 from .coupling import Coupling, independent
 from .covariances import AbstractCovariance, Diagonal
@@ -49,10 +52,21 @@ class LightSBM(AbstractMinibatch):
     steps: int = 10_000
     starts: int = 8
 
+    def __check_init__(self):
+        wanted = "a function (key, x0, x1) -> (x0, x1)"
+        check_instance("LightSBM", "coupling", self.coupling, Callable, wanted)
+
     def loss(self, problem: LightProblem, value: LightParameters, key: Array) -> Scalar:
         """The mean squared error of the drift, at one time for each pair."""
         keys = jax.random.split(key, 4)
-        x0, x1 = self.coupling(keys[0], *draw(problem, self.batch_size, keys[1]))
+        batch = draw(problem, self.batch_size, keys[1])
+        pairs = self.coupling(keys[0], *batch)
+        if jax.tree.map(jnp.shape, pairs) != jax.tree.map(jnp.shape, batch):
+            raise ValueError(
+                f"LightSBM: `coupling` must return (x0, x1) of the shapes that it was given, "
+                f"{list(map(jnp.shape, batch))}; it returns {jax.tree.map(jnp.shape, pairs)}."
+            )
+        x0, x1 = pairs
         # Strata of equal length: one t in each.
         where = jnp.arange(self.batch_size, dtype=x0.dtype)
         shift = jax.random.uniform(keys[2], (self.batch_size,), x0.dtype)

@@ -29,11 +29,12 @@ from jax.nn import log_softmax, logsumexp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_settings
 from ..core.loop import Program, run
 from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.solver import AbstractSolver
+from ..core.unsolved import where_solved
 from ..core.vectors import matmul, positive
 from .cost_products import cost_product
 from .entropic_transport import EntropicTransport
@@ -61,8 +62,8 @@ class Factors(NamedTuple):
 class LowRankPlan(eqx.Module):
     """p = Q diag(1/g) R', never written out but by `matrix`.
 
-    Its derivatives in costs and points are those at the plan as it is, which for `cost` at a
-    stationary point are all there are; the factors have none.
+    Its derivatives in costs, points and epsilon are those at the plan as it is, which for `cost` at
+    a stationary point are all there are; the factors have none. Those in weights are NaN.
 
     Attributes:
         problem: as it was solved: transposed where there are more columns than rows.
@@ -112,7 +113,7 @@ class LowRankPlan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        check_vector("LowRankPlan.apply", self.shape, vector, axis)
+        vector = check_vector("LowRankPlan.apply", self.shape, vector, axis)
         into, out = self.parts[:: 1 if axis == 0 else -1]
         gathered = jnp.tensordot(into, vector, (0, 0), precision="highest")
         shared = gathered / self.weights.reshape((-1,) + (1,) * (vector.ndim - 1))
@@ -187,7 +188,10 @@ class LowRankTransport(AbstractProblem):
         raise TypeError("Give the EntropicTransport itself.")
 
     def restore(self, value: Any) -> LowRankPlan:
-        return LowRankPlan(self.transport, value)
+        # The factors are those of the weights as they are: without theirs a derivative is another.
+        problem = self.transport
+        weights = where_solved(problem.weights, jnp.zeros((), bool))
+        return LowRankPlan(eqx.tree_at(lambda p: (p.a, p.b), problem, weights), value)
 
 
 class LowRankState(eqx.Module):
@@ -225,13 +229,14 @@ class LowRankSinkhorn(AbstractSolver[EntropicTransport]):
 
     step_limit: ClassVar[int] = 5000
 
+    def __check_init__(self):
+        check_settings(self)
+
     def prepare(
         self, problem: AbstractProblem, init: Any, key: Array | None = None
     ) -> tuple[Any, Factors]:
         check_kind(self, problem, EntropicTransport)
         assert isinstance(problem, EntropicTransport)
-        if self.rank < 1:
-            raise ValueError(f"LowRankSinkhorn: `rank` must be at least 1; got {self.rank}.")
         if not problem.balanced:
             raise TypeError("LowRankSinkhorn cannot honour `tau` of EntropicTransport.")
         transport, _ = problem.prepare(None)

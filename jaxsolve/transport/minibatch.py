@@ -16,14 +16,14 @@ import optax
 from jaxtyping import Array, Int, PyTree, UInt32
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_kind
+from ..core.checks import check_instance, check_kind, check_settings
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
 from ..core.vectors import largest
 from .bridge import LightParameters, LightProblem, SchrodingerBridge
 from .coupling import Batch
-from .covariances import AbstractCovariance, Diagonal
+from .covariances import AbstractCovariance, Diagonal, check_family
 from .light_bridge import LightBridge, Scalar
 from .light_sb import prepare
 
@@ -35,6 +35,10 @@ class _Stochastic(LightProblem):
 
     def default_adjoint(self) -> AbstractAdjoint:
         return Detached()
+
+    def restore(self, value: LightParameters) -> LightBridge:
+        # That of the means alone would be a part of a derivative.
+        return LightProblem.restore(jax.tree.map(jax.lax.stop_gradient, self), value)
 
 
 class MinibatchState(eqx.Module):
@@ -68,6 +72,13 @@ class AbstractMinibatch(AbstractSolver[SchrodingerBridge]):
     starts: eqx.AbstractVar[int]
 
     step_limit: ClassVar[int] = 2**31 - 1
+
+    def __check_init__(self):
+        name = type(self).__name__
+        check_settings(self)
+        check_family(name, self.covariance)
+        wanted = "an optax transformation"
+        check_instance(name, "optimiser", self.optimiser, optax.GradientTransformation, wanted)
 
     @abc.abstractmethod
     def loss(self, problem: LightProblem, value: LightParameters, key: Array) -> Scalar:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Float
 
+from ..core.checks import check_point
 from ..core.vectors import matmul
 from .covariances import AbstractCovariance, Shape
 
@@ -60,6 +61,7 @@ class GaussianMixture(eqx.Module):
 
     def log_prob(self, y: Float[Array, " d"]) -> Float[Array, ""]:
         """The logarithm of the density."""
+        y = check_point("GaussianMixture.log_prob", "y", y, self.means)
         logits = log_densities(self.family, self.shape, self.means, self.scale, y[None])[0]
         return logsumexp(self.log_weights + logits)
 

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ..core.adjoint import envelope
+from ..core.checks import check_array, check_count, check_point
 from ..core.vectors import positive
 from .entropic_transport import EntropicTransport, Potential
 from .geometry import Scalar
@@ -91,7 +92,7 @@ class Plan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        check_vector("Plan.apply", self.shape, vector, axis)
+        vector = check_vector("Plan.apply", self.shape, vector, axis)
         if (axis == 1) != self.problem.flipped:
             return self._apply(vector)
         sums = self.problem.sums(self.at)
@@ -105,7 +106,7 @@ class Plan(eqx.Module):
         Raises:
             ValueError: the vector's length is another one.
         """
-        check_vector("Plan.mean", self.shape, vector, axis)
+        vector = check_vector("Plan.mean", self.shape, vector, axis)
         sums = self.problem.sums(self.at)
         if (axis == 1) != self.problem.flipped:
             _, b = self.problem.weights
@@ -120,6 +121,7 @@ class Plan(eqx.Module):
 
     def sample(self, key: Array, count: int) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
         """Pairs (i, j), drawn independently in proportion to p_ij."""
+        check_count("Plan.sample", count=count)
         problem = self.problem
         sums = problem.sums(self.at)
         a, b = problem.weights
@@ -149,13 +151,14 @@ class Plan(eqx.Module):
                 "Plan.to_map needs points: make the problem by EntropicTransport.from_points."
             )
         flipped = self.problem.flipped
-        points, cost_fn = (geometry.x if flipped else geometry.y), geometry.cost_fn
+        own, points = (geometry.y, geometry.x) if flipped else (geometry.x, geometry.y)
         weights = self.problem.weights[0 if flipped else 1]
         g = self.potentials[1]
 
         def along(x: Float[Array, " d"]) -> Float[Array, " d"]:
-            pair: Any = (lambda y: cost_fn(y, x)) if flipped else (lambda y: cost_fn(x, y))
-            exponent = (g - jax.vmap(pair)(points)) / self.problem.epsilon
+            x = check_point("Plan.to_map", "x", x, own)
+            cost = jax.vmap(lambda y: geometry.between(*((y, x) if flipped else (x, y))))(points)
+            exponent = (g - cost) / self.problem.epsilon
             share = jax.nn.softmax(exponent + logarithm(weights))
             return jnp.sum(share[:, None] * points, axis=0)
 
@@ -167,8 +170,10 @@ class Plan(eqx.Module):
         return _scaled(sums.rows, sums.kernel.rows(_scaled(b * sums.columns, vector)))
 
 
-def check_vector(method: str, shape: tuple[int, int], vector: Array, axis: int) -> None:
-    """Raise `ValueError` where a plan of that shape cannot be applied to a vector along an axis."""
+def check_vector(method: str, shape: tuple[int, int], vector: Any, axis: int) -> Array:
+    """A vector as an array; raises where a plan of that shape cannot be applied to it along an
+    axis."""
+    vector = check_array(method, "vector", vector)
     if axis not in (0, 1):
         raise ValueError(f"{method}: `axis` must be 0 or 1; got {axis}.")
     if vector.shape[:1] != (shape[axis],):
@@ -176,6 +181,7 @@ def check_vector(method: str, shape: tuple[int, int], vector: Array, axis: int) 
             f"{method}: `vector` has shape {vector.shape}, but axis {axis} of the plan has length "
             f"{shape[axis]}."
         )
+    return vector
 
 
 def _scaled(weights: Array, vector: Array) -> Array:

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import show
+from ..core.checks import check_array, check_count, check_instance, show
+from ..core.closure import trace
+from ..core.mesh import vary
 from ..core.vectors import matmul
 from .geometry import AbstractGeometry, AbstractKernel, Columns, Dense, Scalar
 
@@ -34,28 +36,32 @@ class Points(AbstractGeometry):
     """c_ij = cost_fn(x_i, y_j).
 
     Attributes:
+        cost_fn: `None`: the squared distance. What a function captures are leaves once `checked`,
+            and a function is none: a plan goes through `jax.jit` and `jax.vmap`.
         block: rows that are computed at once; `None`: all.
     """
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
-    cost_fn: Callable[[Array, Array], Array] = squared_euclidean
+    cost_fn: Callable[[Array, Array], Array] | None = None
     block: int | None = eqx.field(default=None, static=True)
 
     @classmethod
     def of(cls, x: Any, y: Any, cost_fn: Any, block: int | None) -> "Points":
         """The geometry, with a block that fits."""
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        for name, value in (("x", x), ("y", y)):
+        name = "EntropicTransport"
+        x, y = check_array(name, "x", x), check_array(name, "y", y)
+        check_instance(name, "cost_fn", cost_fn, Callable | None, "a function (x_i, y_j) -> cost")
+        check_count(name, block=block)
+        for field, value in (("x", x), ("y", y)):
             if value.ndim != 2 or value.size == 0:
                 raise ValueError(
-                    f"EntropicTransport: `{name}` is {show(value)}: it must have shape [any, any], "
-                    "one point a row."
+                    f"EntropicTransport: `{field}` is {show(value)}: it must have shape [any, "
+                    "any], one point a row."
                 )
-        fit = squared_euclidean if cost_fn is None else cost_fn
         if block is None and x.shape[0] * y.shape[0] > ENTRIES:
             block = max(1, ENTRIES // max(x.shape[0], y.shape[0]))
-        return cls(x, y, fit, block)
+        return cls(x, y, cost_fn, block)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,8 +73,7 @@ class Points(AbstractGeometry):
 
     def transposed(self) -> "Points":
         fn = self.cost_fn
-        turned = fn if fn is squared_euclidean else _Turned(fn)
-        return Points(self.y, self.x, turned, self.block)
+        return Points(self.y, self.x, None if fn is None else _Turned(fn), self.block)
 
     def checked(self) -> "Points":
         if self.x.dtype != self.y.dtype or not jnp.issubdtype(self.x.dtype, jnp.floating):
@@ -76,26 +81,32 @@ class Points(AbstractGeometry):
                 f"EntropicTransport: `x` is {show(self.x)} and `y` is {show(self.y)}: give both in "
                 "one floating-point precision."
             )
-        if self.cost_fn is squared_euclidean and self.x.shape[1] != self.y.shape[1]:
-            raise ValueError(
-                f"EntropicTransport: `x` is {show(self.x)}, but `y` is {show(self.y)}: points of "
-                "one dimension are needed."
-            )
-        out = jax.eval_shape(self.cost_fn, self.x[0], self.y[0])
+        if self.cost_fn is None:
+            if self.x.shape[1] != self.y.shape[1]:
+                raise ValueError(
+                    f"EntropicTransport: `x` is {show(self.x)}, but `y` is {show(self.y)}: points "
+                    "of one dimension are needed."
+                )
+            return self
+        closed, out = trace(self.cost_fn, self.x[0], self.y[0])
         if getattr(out, "shape", None) != () or out.dtype != self.x.dtype:
             raise TypeError(
                 f"EntropicTransport: `cost_fn` must return a scalar of the points' dtype; it "
                 f"returns {out}."
             )
-        return self
+        return Points(self.x, self.y, closed, self.block)
+
+    def between(self, x: Float[Array, " d"], y: Float[Array, " d"]) -> Scalar:
+        """The cost of two points."""
+        return squared_euclidean(x, y) if self.cost_fn is None else self.cost_fn(x, y)
 
     def costs(self, x: Float[Array, "k d"]) -> Float[Array, "k m"]:
         """From these points."""
         dim = x.shape[1]
-        if self.cost_fn is squared_euclidean and dim <= _COORDINATES:
+        if self.cost_fn is None and dim <= _COORDINATES:
             gaps = (x[:, None, k] - self.y[:, k] for k in range(dim))
             return sum((gap * gap for gap in gaps), start=jnp.zeros((), x.dtype))
-        return jax.vmap(lambda x: jax.vmap(lambda y: self.cost_fn(x, y))(self.y))(x)
+        return jax.vmap(lambda x: jax.vmap(lambda y: self.between(x, y))(self.y))(x)
 
     def kernel(self, g: Columns, live: Bool[Array, " m"], epsilon: Scalar) -> AbstractKernel:
         if self.block is None:
@@ -143,6 +154,9 @@ class BlockKernel(AbstractKernel):
     geometry: Points
     g: Columns
     epsilon: Scalar
+
+    def raised(self, shift):
+        return BlockKernel(self.base - shift, self.geometry, self.g + shift, self.epsilon)
 
     def rows(self, columns):
         def part(x: Array, base: Array) -> Array:
@@ -197,6 +211,12 @@ def entries(costs: Array, g: Columns, base: Array, epsilon: Scalar) -> Array:
     return jnp.exp(-jnp.maximum(((costs - g) - base[:, None]) / epsilon, -limit))
 
 
+def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
+    """In a shard_map the first sum varies as those after it do."""
+    axes: Any = shape.manual_axis_type
+    return vary(jnp.zeros(shape.shape, shape.dtype), axes.varying if axes else frozenset())
+
+
 def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> Any:
     """fn of blocks of rows, its results joined, or added up where `summed`; what derivatives need
     of a block is computed again."""
@@ -209,7 +229,7 @@ def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> 
     single = not isinstance(out, tuple)
     adds = (summed,) if single else summed
     shapes = (out,) if single else out
-    blank = tuple(jnp.zeros(s.shape, s.dtype) for s, add in zip(shapes, adds, strict=True) if add)
+    blank = tuple(_zeros(s) for s, add in zip(shapes, adds, strict=True) if add)
 
     def step(total: tuple, rows: list) -> tuple:
         found = part(*rows)

@@ -19,6 +19,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.checks import check_kind
+from ..core.mesh import vary, varying
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import finite, largest, positive
@@ -105,6 +106,10 @@ class _FactorPreconditioner(AbstractPreconditioner):
     @classmethod
     def of(cls, problem: EntropicTransport, at: Potential, pays: Bool[Array, ""]) -> Self:
         """Of the plan at a potential."""
+        # In a shard_map the branches of a batched cond take no data that vary over other axes.
+        arrays, rest = eqx.partition((problem, at, pays), eqx.is_array)
+        axes = varying(arrays)
+        problem, at, pays = eqx.combine(vary(arrays, axes), rest)
         shares = WeightPreconditioner.of(problem)
         roots = jnp.sqrt(shares.share)
 
@@ -121,18 +126,20 @@ class _FactorPreconditioner(AbstractPreconditioner):
             return lower, finite(lower)
 
         def none() -> tuple[Float[Array, "m m"], Bool[Array, ""]]:
-            return jnp.zeros((roots.size, roots.size), roots.dtype), jnp.zeros_like(pays)
+            empty = jnp.zeros((roots.size, roots.size), roots.dtype)
+            return vary((empty, jnp.zeros_like(pays)), axes)
 
         return cls(shares, *lax.cond(pays, factor, none))
 
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal
-        roots = jnp.sqrt(self.shares.share)
+        own, right = vary((self, at.value), varying((self, at.value)))
+        roots = jnp.sqrt(own.shares.share)
 
         def through() -> Columns:
-            return cho_solve((self.lower, True), at.value / roots) / roots
+            return cho_solve((own.lower, True), right / roots) / roots
 
-        value = lax.cond(self.factored, through, lambda: at.value / self.shares.share)
+        value = lax.cond(own.factored, through, lambda: right / own.shares.share)
         return Point(Potential(value, at.remainder))
 
     def transpose_solve(self, residual: Point) -> Point:

@@ -91,8 +91,6 @@ class UnbalancedProblem(LightProblem):
     def of(cls, fit: LightProblem, tau: Any) -> "UnbalancedProblem":
         """The balanced fit without its constraints."""
         tau = jnp.asarray(tau, fit.inputs.dtype)
-        if tau.ndim:
-            raise ValueError(f"SchrodingerBridge: `tau` has shape {tau.shape}; it is a scalar.")
         usable = tau > 0
         fields = {name: getattr(fit, name) for name in fit.__dataclass_fields__}
         fields["valid"] = fit.valid & usable

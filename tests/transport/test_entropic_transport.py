@@ -247,6 +247,27 @@ def test_sharded_rows_stay_on_their_devices(auto_mesh):
     np.testing.assert_allclose(solve(jax.device_put(costs, rows)), solve(costs), rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_lanes_on_devices_share_data(block, x64, auto_mesh):
+    """Weights that are the same on all devices, beside points that are not: neither the factor of
+    the derivative's preconditioner nor the sum over blocks was traced."""
+    x, y, a, b = map(jnp.asarray, drawn(6, 5))
+
+    def corner(scale):
+        problem = js.EntropicTransport.from_points(scale * x, y, a, b, epsilon=1.0, block=block)
+        return js.solve(problem, throw=False).value.matrix[0, 0]
+
+    spec = jax.sharding.PartitionSpec("lanes")
+    each, scales = jax.vmap(jax.value_and_grad(corner)), jnp.linspace(1.0, 1.4, auto_mesh.size)
+    sharded = jax.jit(jax.shard_map(each, mesh=auto_mesh, in_specs=spec, out_specs=spec))
+    value, slope = sharded(scales)
+    np.testing.assert_allclose(value, [corner(s) for s in scales], rtol=1e-9)
+    h = 1e-4
+    np.testing.assert_allclose(
+        slope[0], (corner(scales[0] + h) - corner(scales[0] - h)) / (2 * h), rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("solver", [js.Sinkhorn(), js.SinkhornNewton()], ids=["plain", "newton"])
 def test_a_loose_tolerance_is_not_met_by_a_larger_epsilon(x64, solver):
     x, y, a, b = drawn()
@@ -279,6 +300,53 @@ def test_a_constant_in_the_costs_changes_little_with_tau(offset, tau, x64):
     assert np.abs(plan - kernel).sum() < 1e-6 * plan.sum()
     assert np.abs(plan.sum(1) - rows).sum() < 1e-6 * plan.sum()
     assert np.abs(plan.sum(0) - columns).sum() < 1e-6 * plan.sum()
+
+
+@pytest.mark.parametrize("tau", [(1.0, 1.0), (None, 1.0), (1.0, None)])
+def test_blocks_of_rows_are_the_matrix_with_tau(tau, x64):
+    """The constant that is added to the potential made another kernel of the blocks, whose steps
+    then ended at the limit."""
+    x, y, a, b = drawn(6, 5)
+    fields = {"epsilon": 0.2, "tau": tau}
+    matrix = js.solve(js.EntropicTransport(10 + squares(x, y), a, b, **fields)).value.matrix
+    cost_fn = lambda x, y: 10 + jnp.sum((x - y) ** 2)
+    blocks = js.EntropicTransport.from_points(x, y, a, b, cost_fn=cost_fn, block=4, **fields)
+    np.testing.assert_allclose(js.solve(blocks).value.matrix, matrix, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [6, 3])
+def test_what_a_cost_function_captures_has_its_derivative(rows, x64):
+    """It is that of multiplied costs; the plan's was wrong, and the value's raised."""
+    x, y, _, _ = drawn(rows, 5)
+
+    def by_points(scale):
+        cost_fn = lambda x, y: scale * jnp.sum((x - y) ** 2)
+        return js.EntropicTransport.from_points(x, y, cost_fn=cost_fn, epsilon=EPSILON)
+
+    def by_matrix(scale):
+        return js.EntropicTransport(scale * squares(x, y), epsilon=EPSILON)
+
+    def of(problem):
+        return lambda scale: (lambda p: (p.matrix[0], p.cost))(js.solve(problem(scale)).value)
+
+    found, wanted = (jax.jacrev(of(problem))(jnp.array(1.3)) for problem in (by_points, by_matrix))
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)
+
+
+def test_plans_between_points_go_through_jit_and_vmap(x64):
+    """They held the function of the costs, which no transformation takes."""
+    x, y, _, _ = drawn(6, 5)
+    apart = lambda x, y: jnp.sum(jnp.abs(x - y))
+
+    def plan(x, cost_fn):
+        problem = js.EntropicTransport.from_points(x, y, cost_fn=cost_fn, epsilon=EPSILON)
+        return js.solve(problem, throw=False).value
+
+    for cost_fn in (None, apart):
+        plans = jax.jit(jax.vmap(lambda x, fn=cost_fn: plan(x, fn)))(np.stack([x, 2 * x]))
+        costs = jax.vmap(lambda plan: plan.cost)(plans)
+        np.testing.assert_allclose(costs[1], plan(2 * x, cost_fn).cost, rtol=1e-9)
 
 
 @pytest.mark.parametrize("level", [-300.0, jnp.inf])

@@ -187,3 +187,15 @@ def test_what_does_not_fit_is_named():
     broken = js.EntropicTransport.from_points(x.at[0, 0].set(jnp.nan), y, epsilon=0.1)
     found = js.solve(broken, js.LowRankSinkhorn(2), throw=False)
     assert found.result == js.RESULTS.nonfinite_input
+
+
+def test_the_derivative_in_weights_is_none(x64):
+    """It was that of factors that stay, whose sums are then others: 0.44 for 0.54."""
+    x, y, a, b = map(jnp.asarray, points(n=6, m=5))
+
+    def cost(a, y):
+        problem = js.EntropicTransport.from_points(x, y, a, b, epsilon=0.5)
+        return js.solve(problem, js.LowRankSinkhorn(2), throw=False).value.cost
+
+    in_a, in_y = jax.grad(cost, (0, 1))(a, y)
+    assert np.isnan(in_a).all() and np.isfinite(in_y).all()

@@ -29,17 +29,17 @@ from jax.nn import log_softmax, logsumexp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_kind, check_settings
+from ..core.checks import check_count, check_kind, check_settings
 from ..core.loop import Program, run
 from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.solver import AbstractSolver
 from ..core.unsolved import where_solved
-from ..core.vectors import matmul, positive
+from ..core.vectors import HIGHEST, matmul, positive
 from .cost_products import cost_product
 from .entropic_transport import EntropicTransport
 from .geometry import Columns, Rows, Scalar
-from .plan import check_vector
+from .plan import check_vector, logarithm
 
 _STEP, _LARGEST_STEP, _LEAST_STEP = 1.0, 3.0, 1e-3
 """Of a mirror step: how far the logarithm of an entry may move."""
@@ -114,10 +114,39 @@ class LowRankPlan(eqx.Module):
             ValueError: the vector's length is another one.
         """
         vector = check_vector("LowRankPlan.apply", self.shape, vector, axis)
-        into, out = self.parts[:: 1 if axis == 0 else -1]
-        gathered = jnp.tensordot(into, vector, (0, 0), precision="highest")
-        shared = gathered / self.weights.reshape((-1,) + (1,) * (vector.ndim - 1))
-        return jnp.tensordot(out, shared, 1, precision="highest")
+        return jnp.tensordot(
+            self.parts[1 - axis], self._between(vector, axis), 1, precision=HIGHEST
+        )
+
+    def mean(self, vector: Float[Array, "k ..."], axis: int = 1) -> Float[Array, "l ..."]:
+        """The mean of a vector of columns in each row (`axis=1`), or of one of rows in each column
+        (0), weighted by the plan. Rows and columns without weight have one too.
+
+        Raises:
+            ValueError: the vector's length is another one.
+        """
+        vector = check_vector("LowRankPlan.mean", self.shape, vector, axis)
+        left, right = self.factors.left, self.factors.right
+        share = (right, left) if self.problem.flipped else (left, right)
+        return jnp.tensordot(
+            jnp.exp(share[1 - axis]), self._between(vector, axis), 1, precision=HIGHEST
+        )
+
+    def sample(self, key: Array, count: int) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
+        """Pairs (i, j), drawn independently in proportion to p_ij."""
+        check_count("LowRankPlan.sample", count=count)
+        middle, *ends = jax.random.split(key, 3)
+        between = jax.random.categorical(middle, self.factors.middle, shape=(count,))
+        rows, columns = (
+            jax.random.categorical(end, logarithm(part.T[between]), axis=1)
+            for end, part in zip(ends, self.parts, strict=True)
+        )
+        return rows, columns
+
+    def _between(self, vector: Float[Array, "k ..."], axis: int) -> Float[Array, "r ..."]:
+        """The mean of the vector in each of the points in between."""
+        gathered = jnp.tensordot(self.parts[axis], vector, (0, 0), precision=HIGHEST)
+        return gathered / self.weights.reshape((-1,) + (1,) * (vector.ndim - 1))
 
 
 def expected(problem: EntropicTransport, factors: Factors) -> Scalar:

@@ -36,6 +36,14 @@ def checked(plan, cost, a, b, epsilon):
     np.testing.assert_allclose(plan.apply(jnp.asarray(vector)), matrix @ vector, atol=1e-12)
     two = np.stack([np.cos(np.arange(a.size)), np.ones(a.size)], axis=1)
     np.testing.assert_allclose(plan.apply(jnp.asarray(two), 0), matrix.T @ two, atol=1e-12)
+    for axis, given in ((1, vector), (0, two)):
+        turned = matrix if axis else matrix.T
+        sums = turned.sum(axis=1)[:, None]
+        means = (turned @ given.reshape(len(given), -1))[sums[:, 0] > 0] / sums[sums[:, 0] > 0]
+        found = plan.mean(jnp.asarray(given), axis)
+        assert np.isfinite(found).all()
+        found = np.asarray(found).reshape(len(turned), -1)[sums[:, 0] > 0]
+        np.testing.assert_allclose(found, means, atol=1e-6)
     linear = np.sum(matrix * cost)
     np.testing.assert_allclose(plan.transport_cost, linear, rtol=1e-10)
     live = matrix > 0
@@ -84,6 +92,12 @@ def test_rank_one_is_the_independent_plan_and_sides_may_be_exchanged():
         assert three.shape == (first.shape[0], second.shape[0])
         checked(three, squares(first, second), np.asarray(p), np.asarray(q), 0.5)
         assert float(three.cost) < float(plan.cost)
+        rows, columns = three.sample(jax.random.key(0), 20_000)
+        drawn = np.zeros(three.shape)
+        np.add.at(drawn, (np.asarray(rows), np.asarray(columns)), 1 / 20_000)
+        # The counts are multinomial: the largest of 2400 deviations is some four of its own.
+        deviation = np.sqrt(np.asarray(three.matrix) / 20_000)
+        assert np.all(np.abs(drawn - np.asarray(three.matrix)) <= 6 * deviation + 1 / 20_000)
 
 
 @pytest.mark.slow

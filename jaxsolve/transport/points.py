@@ -223,7 +223,8 @@ def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> 
     size = rows[0].shape[0]
     block = min(block, size)
     count, left = divmod(size, block)
-    main = [x[: count * block].reshape(count, block, *x.shape[1:]) for x in rows]
+    # Every count-th row is in one block: of rows that are sharded each device has its part of all.
+    main = [x[: count * block].reshape(block, count, *x.shape[1:]).swapaxes(0, 1) for x in rows]
     part = jax.checkpoint(fn)
     out = jax.eval_shape(fn, *(x[0] for x in main))
     single = not isinstance(out, tuple)
@@ -239,7 +240,7 @@ def over_blocks(fn: Callable, block: int, *rows: Array, summed: Any = False) -> 
         return tuple(t + x for t, x in zip(total, new, strict=True)), kept
 
     total, kept = lax.scan(step, blank, main)
-    joined = [x.reshape(-1, *x.shape[2:]) for x in kept]
+    joined = [x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for x in kept]
     if left:
         total, rest = step(total, [x[count * block :] for x in rows])
         joined = [jnp.concatenate([x, y]) for x, y in zip(joined, rest, strict=True)]

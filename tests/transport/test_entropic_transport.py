@@ -247,6 +247,24 @@ def test_sharded_rows_stay_on_their_devices(auto_mesh):
     np.testing.assert_allclose(solve(jax.device_put(costs, rows)), solve(costs), rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [None, 16])
+def test_sharded_points_stay_on_their_devices(block, x64, auto_mesh):
+    """Blocks too are shared by all devices: no row goes to another, neither there nor back."""
+    x, y, *_ = map(jnp.asarray, drawn(64, 24))
+    rows = jax.sharding.NamedSharding(auto_mesh, jax.sharding.PartitionSpec("lanes", None))
+
+    def cost(x):
+        problem = js.EntropicTransport.from_points(x, y, epsilon=0.5, block=block)
+        return js.solve(problem, throw=False).value.cost
+
+    placed, both = jax.device_put(x, rows), jax.jit(jax.value_and_grad(cost))
+    assert "all-gather" not in both.lower(placed).compile().as_text()
+    (value, slope), (wanted, direction) = both(placed), jax.value_and_grad(cost)(x)
+    assert slope.sharding.is_equivalent_to(rows, 2)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    np.testing.assert_allclose(slope, direction, atol=1e-12)
+
+
 @pytest.mark.parametrize("block", [None, 4])
 def test_lanes_on_devices_share_data(block, x64, auto_mesh):
     """Weights that are the same on all devices, beside points that are not: neither the factor of

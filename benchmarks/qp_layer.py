@@ -347,6 +347,7 @@ def main() -> None:
 def save(rows, figures, seconds: float, full: bool) -> None:
     """What has been measured so far, beside cells of earlier runs that this one has not reached."""
     rows, figures = earlier(rows, figures)
+    rows = sorted(rows, key=_order)
     header = ["problem", "method", "forward us", "qpax's over it", "worst residual", "both us"]
     header += ["both over forward", "gradient error", "compile s", "compile both s"]
     text = "# Quadratic programs as a layer\n\n" + __doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
@@ -373,6 +374,12 @@ def earlier(rows, figures) -> tuple[list, list]:
     kept = [line for line in lines if line[0].startswith("n = ") and line[0] not in new]
     old = json.loads(record.read_text())["figures"]
     return rows + kept, figures + [f for f in old if f["name"].split(":")[0] not in new]
+
+
+def _order(row: list) -> tuple:
+    """float64 first, then by size; a cell's methods stay in their order."""
+    size, batch, dtype = (part.split()[-1] for part in row[0].split(", "))
+    return dtype != "float64", int(size), int(batch)
 
 
 def _installed(name: str) -> bool:

@@ -38,7 +38,8 @@ class RESULTS(eqx.Enumeration):
     nonconvex = (
         "The problem, or its lower level, must be convex but has a direction of negative curvature "
         "at the point that was found. Of a quadratic program, project P on the semidefinite cone; "
-        "of a lower level, begin nearer to a minimum, or add to its curvature."
+        "of a lower level, begin nearer to a minimum, or add to its curvature; of a transport "
+        "problem, `epsilon` and `tau` must be positive."
     )
     nonfinite_input = (
         "The problem's data or the initial point holds NaN or Inf (only bounds may be infinite). "

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.checks import check_array, check_shape, show
+from ..core.checks import check_array, check_shape, kind, show
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.unsolved import where_solved
@@ -378,6 +378,8 @@ def _start(name: str, init: PyTree | None, problem: EntropicTransport) -> Potent
 
 def floating(name: str, field: str, value: Any, like: Array) -> Array:
     """An array of the costs' dtype: numbers are cast, arrays of another dtype refused."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
     array = check_array(name, field, value)
     number = isinstance(value, int | float) or array.weak_type
     if number and not jnp.issubdtype(array.dtype, jnp.complexfloating):

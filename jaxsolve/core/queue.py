@@ -175,7 +175,6 @@ class Batch:
         if program.nested:
             live = jnp.argmin(done)
             inputs = where_done([x[live] for x in old], old)
-        if program.nested:
             used = _where(done, [x[live] for x in rows], rows)
         data, consts, _ = self.unflatten(used)
         stepped, stops = self.vmap(program.step, 0)(consts, data, jax.tree.unflatten(tree, inputs))

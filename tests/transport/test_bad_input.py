@@ -51,6 +51,7 @@ BAD = {
     "epsilon": (lambda: transport(COST, epsilon="a"), TypeError, "`epsilon`"),
     "no epsilon": (lambda: transport(COST, epsilon=None), TypeError, "`epsilon`"),
     "complex epsilon": (lambda: transport(COST, epsilon=1j), TypeError, "`epsilon`"),
+    "bool epsilon": (lambda: transport(COST, epsilon=True), TypeError, "`epsilon`"),
     "tau": (lambda: transport(COST, tau="ab"), TypeError, "`tau`"),
     "key": (lambda: js.solve(js.EntropicTransport(COST, epsilon=1.0), key=3), TypeError, "`key`"),
     "x": (lambda: points(None), TypeError, "`x`"),

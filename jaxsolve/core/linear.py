@@ -220,10 +220,11 @@ class _Refined(AbstractLinearSolver):
     """
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
-        assert operator.precondition is not None
+        back = operator.precondition
+        assert back is not None
         sweeps = 3 if b.dtype == jnp.float64 else 8
-        refine = lambda x, _: (x + operator.precondition(b - operator.product(x)), None)
-        return jax.lax.scan(refine, operator.precondition(b), length=sweeps - 1, unroll=2)[0]
+        refine = lambda x, _: (x + back(b - operator.product(x)), None)
+        return jax.lax.scan(refine, back(b), length=sweeps - 1, unroll=2)[0]
 
 
 class _MinimumNorm(AbstractLinearSolver):

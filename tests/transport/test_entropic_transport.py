@@ -11,6 +11,8 @@ from transport_plans import sinkhorn
 import jaxsolve as js
 from jaxsolve.transport.points import Points
 
+SLOW = pytest.mark.slow
+
 EPSILON = 0.1
 
 
@@ -247,7 +249,7 @@ def test_sharded_rows_stay_on_their_devices(auto_mesh):
     np.testing.assert_allclose(solve(jax.device_put(costs, rows)), solve(costs), rtol=1e-5)
 
 
-@pytest.mark.parametrize("block", [None, 16])
+@pytest.mark.parametrize("block", [16, pytest.param(None, marks=SLOW)])
 def test_sharded_points_stay_on_their_devices(block, x64, auto_mesh):
     """Blocks too are shared by all devices: no row goes to another, neither there nor back."""
     x, y, *_ = map(jnp.asarray, drawn(64, 24))
@@ -265,7 +267,7 @@ def test_sharded_points_stay_on_their_devices(block, x64, auto_mesh):
     np.testing.assert_allclose(slope, direction, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("block", [4, pytest.param(None, marks=SLOW)])
 def test_lanes_on_devices_share_data(block, x64, auto_mesh):
     """Weights that are the same on all devices, beside points that are not: neither the factor of
     the derivative's preconditioner nor the sum over blocks was traced."""
@@ -320,7 +322,7 @@ def test_a_constant_in_the_costs_changes_little_with_tau(offset, tau, x64):
     assert np.abs(plan.sum(0) - columns).sum() < 1e-6 * plan.sum()
 
 
-@pytest.mark.parametrize("tau", [(1.0, 1.0), (None, 1.0), (1.0, None)])
+@pytest.mark.parametrize("tau", [(None, 1.0), pytest.param((1.0, 1.0), marks=SLOW), (1.0, None)])
 def test_blocks_of_rows_are_the_matrix_with_tau(tau, x64):
     """The constant that is added to the potential made another kernel of the blocks, whose steps
     then ended at the limit."""
@@ -332,7 +334,7 @@ def test_blocks_of_rows_are_the_matrix_with_tau(tau, x64):
     np.testing.assert_allclose(js.solve(blocks).value.matrix, matrix, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [6, 3])
+@pytest.mark.parametrize("rows", [3, pytest.param(6, marks=SLOW)])
 def test_what_a_cost_function_captures_has_its_derivative(rows, x64):
     """It is that of multiplied costs; the plan's was wrong, and the value's raised."""
     x, y, _, _ = drawn(rows, 5)

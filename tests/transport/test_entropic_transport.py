@@ -377,3 +377,36 @@ def test_tau_with_costs_of_any_sign_and_without_any_pair(level, x64):
     plan = js.solve(problem).value.matrix
     # All entries are p, the minimiser of level p + 0.5 p (log p - 1) + 2 p (log p - 1).
     np.testing.assert_allclose(plan.sum(), np.exp(-level / 2.5), rtol=1e-7)
+
+
+def smooth_images(side=28):
+    """Costs on a grid of pixels, and two smooth images of blobs."""
+    places = np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    places = places / (side - 1)
+
+    def image(centre, width):
+        first = np.exp(-np.sum((places - centre) ** 2, 1) / (2 * width**2))
+        second = np.exp(-2 * np.sum((places - centre[::-1] + 0.2) ** 2, 1) / width**2)
+        found = first + 0.3 * second + 1e-3
+        return found / found.sum()
+
+    images = image(np.array([0.3, 0.4]), 0.12), image(np.array([0.65, 0.6]), 0.18)
+    return squares(places, places) / 2, *images
+
+
+def random_assignment(n=500):
+    return np.random.default_rng(0).uniform(size=(n, n)), np.full(n, 1 / n), np.full(n, 1 / n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "steps"), [(random_assignment, 60), (smooth_images, 250)], ids=["random", "smooth"]
+)
+def test_newton_sparse_at_an_eta_of_5000(case, steps, x64):
+    """Where the method as published ends at 6e-7, with an overflow, or at 1e-2: epsilon falls to
+    1/5000 by stages, steps are capped, and entries are kept as they are needed."""
+    costs, a, b = case()
+    problem = js.EntropicTransport(*map(jnp.asarray, (costs, a, b)), epsilon=1 / 5000)
+    solution = js.solve(problem, js.SinkhornNewton(), tolerance=1e-12, max_steps=steps)
+    matrix = np.asarray(solution.value.matrix)
+    assert np.abs(matrix.sum(0) - b).sum() + np.abs(matrix.sum(1) - a).sum() < 1e-12

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .checks import check_count, check_instance, check_positive
 from .linear import AbstractLinearSolver, Operator, checked, solve_checked
 from .loop import Program, has_loop, run
-from .mesh import vary, varying
+from .mesh import joined, vary, varying
 from .problem import AbstractProblem
 from .search import (
     Limits,
@@ -196,9 +196,7 @@ class Unrolled(AbstractAdjoint):
         _on_device(solver, "Unrolled")
         limits = Limits(limits.tolerance, jnp.minimum(limits.max_steps, self.steps), limits.record)
         # In a shard_map the scan's state keeps one type.
-        given, frozen = eqx.partition((problem, guess, limits), eqx.is_array)
-        axes = varying(given)
-        problem, guess, limits = eqx.combine(vary(given, axes), frozen)
+        (problem, guess, limits), axes = joined((problem, guess, limits))
         start, done = begin(problem, solver, guess, limits)
         arrays, static = eqx.partition(start, eqx.is_array)
         arrays, done = vary((arrays, done), axes)

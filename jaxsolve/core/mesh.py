@@ -1,5 +1,6 @@
 """Mesh axes inside `shard_map(check_vma=True)`: a loop's carry and constants must keep one type."""
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
@@ -18,3 +19,10 @@ def vary(tree: PyTree[Array], axes: frozenset[str]) -> PyTree[Array]:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, tree) if axes else tree
+
+
+def joined(tree: PyTree) -> tuple[PyTree, frozenset[str]]:
+    """The tree, all of its arrays varying over the axes over which any does, and these axes."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    axes = varying(arrays)
+    return eqx.combine(vary(arrays, axes), rest), axes

@@ -14,7 +14,8 @@ from .gaussian_mixture import (
 from .light_bridge import LightBridge as LightBridge
 from .light_sb import LightSB as LightSB
 from .light_sbm import LightSBM as LightSBM
-from .low_rank import LowRankPlan as LowRankPlan, LowRankSinkhorn as LowRankSinkhorn
+from .low_rank import LowRankSinkhorn as LowRankSinkhorn
+from .low_rank_plan import LowRankPlan as LowRankPlan
 from .minibatch import MinibatchLightSB as MinibatchLightSB
 from .mixture import GaussianMixture as GaussianMixture
 from .plan import Plan as Plan

@@ -19,7 +19,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.checks import check_kind
-from ..core.mesh import vary, varying
+from ..core.mesh import joined, vary
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import finite, largest, positive
@@ -107,9 +107,7 @@ class _FactorPreconditioner(AbstractPreconditioner):
     def of(cls, problem: EntropicTransport, at: Potential, pays: Bool[Array, ""]) -> Self:
         """Of the plan at a potential."""
         # In a shard_map the branches of a batched cond take no data that vary over other axes.
-        arrays, rest = eqx.partition((problem, at, pays), eqx.is_array)
-        axes = varying(arrays)
-        problem, at, pays = eqx.combine(vary(arrays, axes), rest)
+        (problem, at, pays), axes = joined((problem, at, pays))
         shares = WeightPreconditioner.of(problem)
         roots = jnp.sqrt(shares.share)
 
@@ -133,7 +131,7 @@ class _FactorPreconditioner(AbstractPreconditioner):
 
     def solve(self, residual: Point) -> Point:
         at: Any = residual.primal
-        own, right = vary((self, at.value), varying((self, at.value)))
+        (own, right), _ = joined((self, at.value))
         roots = jnp.sqrt(own.shares.share)
 
         def through() -> Columns:

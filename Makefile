@@ -113,6 +113,11 @@ requirements: setup ## Pin anew, keeping versions that are still allowed (UPGRAD
 	    --output-file requirements/bench.txt pyproject.toml
 	$(PYTHON) requirements/lowest.py > requirements/lowest.in
 	$(COMPILE) --output-file requirements/lowest.txt requirements/lowest.in
+	@for pins in dev bench lowest; do \
+	    echo "Do the pins of $$pins install on Python 3.11.0?"; \
+	    $(BIN)/python -m pip install $(PIP_FLAGS) --dry-run --no-deps --require-hashes --target $(VENV)/none \
+	        --python-version 3.11.0 --only-binary :all: -r requirements/$$pins.txt || exit 1; \
+	done
 
 clean: ## Remove what the targets made, environments included
 	rm -rf .venv .venv-lowest .venv-bench .jax_cache .pytest_cache .ruff_cache .hypothesis build site out

@@ -71,6 +71,10 @@ class AbstractAdjoint(eqx.Module):
 
     stationary: ClassVar[bool] = False
 
+    def view(self, problem: AbstractProblem) -> AbstractProblem:
+        """The problem with the data that the solution depends on."""
+        return problem
+
     @abc.abstractmethod
     def solve(
         self,
@@ -225,6 +229,11 @@ class Unrolled(AbstractAdjoint):
 
 class Detached(AbstractAdjoint):
     """No derivative: the solution is a constant."""
+
+    def view(self, problem):
+        # `restore` makes the value of the point and of data.
+        arrays, rest = eqx.partition(problem, eqx.is_array)
+        return eqx.combine(jax.tree.map(jax.lax.stop_gradient, arrays), rest)
 
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())

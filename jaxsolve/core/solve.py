@@ -94,6 +94,7 @@ def _solve(problem, init, dual, state, key, limits, settings) -> Solution:
     solver = solver.for_problem(problem)
     solver.refuse(problem)
     adjoint = problem.default_adjoint() if adjoint is None else adjoint
+    problem = adjoint.view(problem)
     stop = partial(jax.tree.map, jax.lax.stop_gradient)
     limits = _limits(value, solver, limits[0], limits[1], record)
     guess = Guess(stop(value), stop(dual), key=key, tolerance=limits.tolerance)

@@ -51,6 +51,13 @@ _LEAST_WEIGHT = 1e-6
 """Of an intermediate point, over 1 / r: the paper's lower bound of g."""
 
 
+class _Factors(Detached):
+    """The factors are constants, but costs are seen through them."""
+
+    def view(self, problem):
+        return problem
+
+
 class LowRankTransport(AbstractProblem):
     """Plans of one rank for an entropic transport problem: what `LowRankSinkhorn` sees."""
 
@@ -61,7 +68,7 @@ class LowRankTransport(AbstractProblem):
         raise TypeError("A plan of low rank has no optimality conditions: use adjoint=Detached().")
 
     def default_adjoint(self) -> AbstractAdjoint:
-        return Detached()
+        return _Factors()
 
     def residual(self, point: Point) -> Residual:
         """The sum of what the plan's rows and columns are off by."""

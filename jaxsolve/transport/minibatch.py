@@ -36,10 +36,6 @@ class _Stochastic(LightProblem):
     def default_adjoint(self) -> AbstractAdjoint:
         return Detached()
 
-    def restore(self, value: LightParameters) -> LightBridge:
-        # That of the means alone would be a part of a derivative.
-        return LightProblem.restore(jax.tree.map(jax.lax.stop_gradient, self), value)
-
 
 class MinibatchState(eqx.Module):
     """Parameters, the optimiser's state, and what is drawn next.

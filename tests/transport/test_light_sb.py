@@ -64,6 +64,19 @@ def test_derivatives_are_those_of_refitting(covariance):
     np.testing.assert_allclose(found, (by_epsilon, by_bend), rtol=1e-5)
 
 
+def test_a_detached_fit_is_constant_in_all_of_its_data():
+    """The means that the bridge is put back between are data, too."""
+    x0, x1 = samples()
+
+    @jax.jit
+    def end(scale, epsilon):
+        problem = js.SchrodingerBridge(scale * x0, x1, epsilon=epsilon)
+        found = js.solve(problem, js.LightSB(1), adjoint=js.Detached(), throw=False)
+        return found.value.conditional(x0[0]).mean[0] + found.value.drift(x0[0], 0.5)[0]
+
+    assert jax.grad(end, (0, 1))(1.0, 0.6) == (0.0, 0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "seed"), [(1.0, 0), (10.0, 0)])
 def test_the_truth_is_recovered(epsilon, seed):

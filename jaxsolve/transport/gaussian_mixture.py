@@ -17,6 +17,8 @@ For the paper's d and eps the variance of y is 1.5 to 11 a coordinate. The numbe
 from the key, d and eps in float64; in float32 other numbers are drawn.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,9 @@ def gaussian_mixture_benchmark(
     check_count(name, dim=dim)
     check_number(name, epsilon=epsilon)
     check_positive(name, epsilon=epsilon)
+    if not math.isfinite(epsilon):
+        raise ValueError(f"{name}: `epsilon` must be finite; got {epsilon}.")
+    check_instance(name, "key", key, jax.Array, "a key of jax.random (jax.random.key(0))")
     check_family(name, covariance)
     dtype = jnp.result_type(float)
     key = jax.random.fold_in(jax.random.fold_in(key, dim), round(1000 * epsilon))

@@ -531,6 +531,8 @@ def test_a_layer_learns_its_set():
         (sets.Simplex(jnp.ones(2)), jnp.ones(3), ValueError, r"Simplex: `total` is float32\[2\]"),
         (sets.Simplex(), jnp.ones(3, int), TypeError, r"Simplex: `point` is int32\[3\]"),
         (sets.Simplex(np.float16(1)), jnp.ones(3), TypeError, "one precision"),
+        (sets.Simplex(True), jnp.ones(3), TypeError, "Simplex: `total` has dtype bool"),  # pyright: ignore
+        (sets.Simplex("f"), jnp.ones(3), TypeError, "Simplex: `total` must be an array; got 'f'"),  # pyright: ignore
         (sets.Polyhedron(G=jnp.ones((1, 2))), jnp.ones(2), TypeError, "`h` is None"),
         (sets.Affine(jnp.ones((1, 2)), jnp.ones(2)), jnp.ones(2), ValueError, "Affine: `b`"),
         (sets.Birkhoff(), jnp.ones((2, 3)), ValueError, "Birkhoff: `point` must be a square"),
@@ -550,6 +552,12 @@ def test_a_layer_learns_its_set():
 def test_errors_name_the_field(region, point, error, match):
     with pytest.raises(error, match=match):
         js.project(point, region)
+
+
+@pytest.mark.parametrize("weight", ["a", "f"])
+def test_a_weight_is_a_number(weight):
+    with pytest.raises(TypeError, match=f"`weight` must be an array; got '{weight}'"):
+        js.penalties.L1(weight)
 
 
 @pytest.mark.filterwarnings("ignore:A JAX array is being set as static")

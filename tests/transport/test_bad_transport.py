@@ -112,3 +112,10 @@ BAD = {
 def test_what_is_refused_is_named(call, error, words, x64):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_benchmark_has_a_finite_epsilon_and_a_key():
+    with pytest.raises(ValueError, match="`epsilon` must be finite; got inf"):
+        js.gaussian_mixture_benchmark(2, float("inf"), KEY)
+    with pytest.raises(TypeError, match="`key` must be a key of jax.random"):
+        js.gaussian_mixture_benchmark(2, 1.0, None)  # pyright: ignore

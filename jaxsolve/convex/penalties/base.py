@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core.checks import check_number, show
+from ...core.checks import check_array, check_number, show
 from ...core.solution import is_traced
 
 
@@ -172,7 +172,7 @@ def prox(
 
 def weights(tree: PyTree) -> PyTree[Array]:
     """Numbers as arrays: a new value of a weight is then no new program."""
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda x: check_array("A penalty", "weight", x), tree)
 
 
 def spread(weight: PyTree[Array], y: PyTree[Array]) -> list[Array]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core.checks import check_instance, check_shape, show
+from ...core.checks import check_array, check_instance, check_shape, show
 from ...core.problem import AbstractProblem
 from ...core.solution import RESULTS, Guess
 from ...core.solve import solve
@@ -132,12 +132,10 @@ def floating(name: str, field: str, value: Any, like: Array) -> Array:
     """
     if value is None:
         raise TypeError(f"{name}: `{field}` is None; it must be given.")
-    try:
-        array = jnp.asarray(value)
-    except TypeError as error:
-        raise TypeError(f"{name}: `{field}` is not an array: {error}") from None
+    array = check_array(name, field, value)
     # Numbers have no precision of their own.
-    if isinstance(value, int | float) or array.weak_type:
+    numeric = array.dtype != bool
+    if numeric and (isinstance(value, int | float) or array.weak_type):
         return array.astype(like.dtype)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(

@@ -34,7 +34,7 @@ from .search import (
 from .solution import Guess, Point, Solution
 from .solver import AbstractSolver
 from .unsolved import failure, gated, guarded, plus
-from .vectors import norm
+from .vectors import frozen, norm
 
 Search = Callable[[], Outcome]
 
@@ -232,8 +232,7 @@ class Detached(AbstractAdjoint):
 
     def view(self, problem):
         # `restore` makes the value of the point and of data.
-        arrays, rest = eqx.partition(problem, eqx.is_array)
-        return eqx.combine(jax.tree.map(jax.lax.stop_gradient, arrays), rest)
+        return frozen(problem)
 
     def solve(self, problem, solver, guess, limits, search):
         outcome = jax.tree.map(jax.lax.stop_gradient, search())

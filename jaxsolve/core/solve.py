@@ -18,7 +18,7 @@ from .progress import as_progress
 from .search import Limits, search
 from .solution import RESULTS, Guess, Solution, SolveError, Stats, is_traced
 from .solver import AbstractSolver, as_solver
-from .vectors import coarsest
+from .vectors import coarsest, frozen
 
 
 def solve(
@@ -152,8 +152,7 @@ def _with_state(
 
     if jax.tree.structure(fresh) != jax.tree.structure(state) or shape(fresh) != shape(state):
         return guess
-    state = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, state)
-    return replace(guess, state=state)
+    return replace(guess, state=frozen(state))
 
 
 def _lifted(problem: AbstractProblem) -> AbstractProblem:

@@ -77,6 +77,11 @@ def coarsest(tree: PyTree[Array]) -> jnp.dtype:
     return max((x.dtype for x in jax.tree.leaves(tree)), key=lambda d: float(jnp.finfo(d).eps))
 
 
+def frozen(tree: PyTree) -> PyTree:
+    """The tree without its derivatives."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
+
+
 def same_shapes(a: PyTree, b: PyTree) -> bool:
     """Whether two trees have the same structure and, leaf by leaf, shapes."""
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)

@@ -39,11 +39,13 @@ def light(method, *args):
     return getattr(one, method)(*args)
 
 
-def known(dim=2, epsilon=1.0, **fields):
-    return js.gaussian_mixture_benchmark(dim, epsilon, jax.random.key(0), **fields)
-
-
 KEY = jax.random.key(0)
+
+
+def known(dim=2, epsilon=1.0, key=KEY, **fields):
+    return js.gaussian_mixture_benchmark(dim, epsilon, key, **fields)
+
+
 BATCH = np.ones((2, 3))  # of as many points as the bridge has components
 BAD = {
     "cost": (lambda: transport("a"), TypeError, "`cost`"),
@@ -95,6 +97,12 @@ BAD = {
     ),
     "dim": (lambda: known(dim=2.5), TypeError, "`dim`"),
     "known epsilon": (lambda: known(epsilon="a"), TypeError, "`epsilon`"),
+    "infinite epsilon": (
+        lambda: known(epsilon=float("inf")),
+        ValueError,
+        "`epsilon` must be finite; got inf",
+    ),
+    "known key": (lambda: known(key=None), TypeError, "`key` must be a key of jax.random"),
     "known covariance": (lambda: known(covariance="full"), TypeError, "`covariance`"),
     "drift": (lambda: light("drift", BATCH, 0.5), ValueError, "drift: `x` .*vmap"),
     "conditional": (lambda: light("conditional", BATCH), ValueError, "`x` .*vmap"),
@@ -112,10 +120,3 @@ BAD = {
 def test_what_is_refused_is_named(call, error, words, x64):
     with pytest.raises(error, match=words):
         call()
-
-
-def test_a_benchmark_has_a_finite_epsilon_and_a_key():
-    with pytest.raises(ValueError, match="`epsilon` must be finite; got inf"):
-        js.gaussian_mixture_benchmark(2, float("inf"), KEY)
-    with pytest.raises(TypeError, match="`key` must be a key of jax.random"):
-        js.gaussian_mixture_benchmark(2, 1.0, None)  # pyright: ignore

@@ -187,8 +187,3 @@ def vector(name: str, point: Array) -> None:
     """Raise unless the point is a vector with an entry."""
     if point.ndim != 1 or point.size == 0:
         raise ValueError(f"{name}: `point` must be a vector; it is {show(point)}.")
-
-
-def frozen(tree: PyTree) -> PyTree:
-    """The tree without its derivatives."""
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)

@@ -22,8 +22,8 @@ from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
-from ...core.vectors import clean, largest
-from .base import AbstractClosedForm, frozen
+from ...core.vectors import clean, frozen, largest
+from .base import AbstractClosedForm
 
 
 class FormulaProjection(AbstractProblem):

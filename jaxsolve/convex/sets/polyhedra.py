@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from ...core.solution import RESULTS
 from ...core.solve import solve
-from ...core.vectors import identity
+from ...core.vectors import frozen, identity
 from ..quadratic_program import QuadraticProgram
-from .base import AbstractSet, frozen, number, shaped, vector
+from .base import AbstractSet, number, shaped, vector
 from .bounds import Box
 
 FIELDS = ("A", "b", "G", "h", "lower", "upper")

@@ -260,8 +260,8 @@ class AbstractValueFunction(AbstractSolver[Bilevel]):
         gap = self.weight(state.count, state.gap) * jnp.abs(state.gap) / self.unit
         near = (self.measure(problem, state) <= _DRIFT) & (gap <= most)
         ended = state.count >= state.end
-        near = near & jax.lax.cond(
-            ended, lambda: self._violation(problem, state) <= _VIOLATION, lambda: True
+        near = jax.lax.cond(
+            ended, lambda: near & (self._violation(problem, state) <= _VIOLATION), lambda: near
         )
         return ended, RESULTS.where(near, RESULTS.approximate, RESULTS.stalled)
 

@@ -59,8 +59,9 @@ test: setup ## All but the slow tests, under 20 minutes
 slow: setup docs notebooks lowest ## The whole product: documents, notebooks, lowest versions, all tests
 	$(PYTEST)
 
+# What `make test` leaves out, but for the variants of the contract, which take an hour.
 slow-tests: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -q -m "slow and not variant"
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
 """The contract's product: every check with every registered solver, in both precisions.
 
-`make check` takes those marked `fast`, `make test` those not marked `slow`, `make slow` all.
+`make check` takes those marked `fast`, `make test` those not marked `slow`, CI besides those that
+are no `variant`, `make slow` all.
 """
 
 import pytest
-from cases import CASES, OURS
+from cases import CASES, OURS, VARIANTS
 
 from jaxsolve.testing import CHECKS
 
@@ -29,7 +30,7 @@ def _marks(case, check, dtype):
     name, double = check.__name__, dtype == "float64"
     usual = _FEWER.get(case.name, _USUAL) + ["bad_lanes"] * (case.name in _LANES)
     if not (double and case in OURS and name in usual):
-        return [pytest.mark.slow]
+        return [pytest.mark.slow] + [pytest.mark.variant] * (case in VARIANTS)
     return [pytest.mark.fast] if name in _FAST.get(case.name, ()) else []
 
 

@@ -34,7 +34,7 @@ from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
-from .cones import AbstractBarrierCone, Product, Zero
+from .cones import AbstractBarrierCone, Nonnegative, Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
 from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
@@ -45,8 +45,11 @@ from .splitting_form import Form, RowSlope, first_level, form_of, row_weights
 from .splitting_systems import Factored, NewtonSystem
 
 START, INTERIOR, POLISH = 0, 1, 2
-TRIES, PATIENCE = 4, 25
-"""Newton steps in a row; steps without the residual falling to a half."""
+GAIN, PATIENCE = 4, 25
+"""The fall of the residual for which Newton's steps go on; steps without its falling to a half."""
+DECIDED, EARLY = 0.1, 100
+"""How near Newton's D is to the iterate's where its method is tried at so many times the residual
+that is waited for otherwise."""
 
 
 class State(eqx.Module):
@@ -54,10 +57,10 @@ class State(eqx.Module):
 
     Attributes:
         ray: the iterate.
-        trial_x, trial_z: the point of Newton's method.
+        trial_x, trial_z: the best point so far; where Newton's method is.
         levels: the natural residuals of the two, the accuracy at which Newton's method is tried,
-            the residual to be halved.
-        counts: mode, Newton steps in a row, steps without progress, what is proved.
+            the residual to be halved, that which Newton's method last ended with.
+        counts: mode, steps without progress, what is proved.
         convex: whether P has a factor.
         point: after `finish`, the answer by field, or what proves that there is none.
     """
@@ -65,8 +68,8 @@ class State(eqx.Module):
     ray: Ray
     trial_x: Float[Array, " n"]
     trial_z: Float[Array, " m"]
-    levels: Float[Array, "4"]
-    counts: Int[Array, "4"]
+    levels: Float[Array, "5"]
+    counts: Int[Array, "3"]
     convex: Bool[Array, ""]
     point: Point
 
@@ -104,8 +107,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=Ray(0 * x, none, none, one, one),
             trial_x=x,
             trial_z=z,
-            levels=jnp.stack([one * UNKNOWN, error, one * _aim(one.dtype), one * UNKNOWN]),
-            counts=jnp.stack([count + mode, count, count, count]),
+            levels=jnp.stack([one * UNKNOWN, error, one * _aim(one.dtype), *[one * UNKNOWN] * 2]),
+            counts=jnp.stack([count + mode, count, count]),
             convex=is_convex(problem.P, problem.A),
             point=Point(x, dual),
         )
@@ -113,17 +116,25 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
     def step(self, problem: ConeProgram, state: State) -> State:
         form, cone, h = _form(problem)
         q, weight = form.q, _weight(form)
-        mode, tries, slow, proved = state.counts
-        ray_error, trial_error, aim, mark = state.levels
-        start, polish, old = mode == START, mode == POLISH, state.ray
+        mode, slow, proved = state.counts
+        ray_error, trial_error, aim, mark, ended = state.levels
+        start, old = mode == START, state.ray
         root, free = jnp.sqrt(weight), ~form.fixed()
 
         # D of the iterate, of Newton's point, or (I + I)^-1.
         scaling = cone.scaling(root * old.s, old.z / root)
         trial_row = form.apply(state.trial_x)
-        v = trial_row + state.trial_z / weight
+        slack, push = h - trial_row, state.trial_z / weight
         inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
-        touching = cone.slope(h - v)
+        touching = cone.slope(slack - push)
+        # For the iterate D (s + z) = s: where Newton's D does nearly that, the side of each row or
+        # cone is decided, and its method is tried early.
+        both = slack + push
+        apart = jnp.abs(touching.apply(_itself, both) - slack)
+        sizes = jnp.where(cone.consists(Nonnegative), jnp.abs(both), cone.sizes(both))
+        apart = jnp.max(jnp.where(free, apart / positive(sizes), 0), initial=0)
+        early = (apart <= DECIDED) & (trial_error <= EARLY * aim) & (trial_error < ended / 2)
+        polish = (mode == POLISH) | (mode == INTERIOR) & early
         slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), touching, inner)
         newton = NewtonSystem.of(
             Factored.of(form), RowSlope(weight[:0], slope), weight, 0 * old.tau
@@ -143,7 +154,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
         gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
         # A projection on a cone is its own derivative, applied to the point.
-        gap = trial_row - h + touching.apply(_itself, h - v)
+        gap = touching.apply(_itself, slack - push) - slack
         (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
             jnp.stack([q, jnp.where(polish, gradient, r_x)]),
             jnp.stack([-h, jnp.where(polish, 0, r_z)]),
@@ -186,28 +197,31 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         z = jnp.where(polish, state.trial_z + p_z, moved.z / moved.tau)
         error, _ = form.error(x, form.apply(x), form.bend(x), z)
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
-        gained = polish & (error < 0.5 * trial_error)
+        gained = polish & (error < trial_error / GAIN)
         # Where the iterate has come to rest, from half of the residual that was not enough.
-        rests = (error <= _aim(aim.dtype)) & (error > 0.8 * ray_error) & (error < trial_error / 2)
+        rests = (error <= _aim(aim.dtype)) & (error > 0.8 * ray_error) & (error < ended / 2)
         near = ~polish & ((error <= aim) | rests)
-        goes = jnp.where((gained & (tries + 1 < TRIES)) | near, POLISH, INTERIOR)
+        goes = jnp.where(gained | near, POLISH, INTERIOR)
         ray_error = jnp.where(polish | lost, ray_error, error)
-        trial_error = jnp.where(gained | near, error, trial_error)
+        closer = near | ~lost & (error < trial_error)
+        trial_error = jnp.where(closer, error, trial_error)
         best = jnp.minimum(ray_error, trial_error)
         fell = (best <= mark / 2) | (moved.tau < 1e-3)
-        aim = jnp.where(polish & (goes == INTERIOR), less(aim), aim)
+        failed = polish & (goes == INTERIOR)
+        ended = jnp.where(failed, trial_error, ended)
+        aim = jnp.where(failed & (trial_error <= aim), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
         # Of x as it stands in the residual: its products are there already.
         found = _proof(problem, Point(x, form.split(z)))
         proved = jnp.where(takes, found, proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
-        counts = [goes, jnp.where(polish, tries + 1, 0), slow, proved]
+        counts = [goes, slow, proved]
         return State(
             ray=ray,
-            trial_x=jnp.where(gained | near, x, state.trial_x),
-            trial_z=jnp.where(gained | near, z, state.trial_z),
-            levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark)]),
+            trial_x=jnp.where(closer, x, state.trial_x),
+            trial_z=jnp.where(closer, z, state.trial_z),
+            levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark), ended]),
             counts=jnp.stack([c.astype(jnp.int32) for c in counts]),
             convex=state.convex,
             point=state.point,
@@ -217,7 +231,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         return jnp.minimum(state.levels[0], state.levels[1])
 
     def status(self, problem, state, tolerance):
-        _, _, slow, proved = state.counts
+        _, slow, proved = state.counts
         # The distance of s from the cone may be larger than the largest entry of s - Pi(s - z).
         solved = self.measure(problem, state) <= tolerance / 2
         stalled = slow >= PATIENCE
@@ -233,7 +247,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         x = jnp.where(newton, state.trial_x, ray.x / positive(ray.tau))
         z = jnp.where(newton, state.trial_z, ray.z / positive(ray.tau))
         z = form.complementary(x, z, _weight(form), self.measure(problem, state))
-        proved, far = state.counts[3] != OPEN, cone.project_dual(ray.z)
+        proved, far = state.counts[2] != OPEN, cone.project_dual(ray.z)
         x = jnp.where(proved, ray.x / positive(largest(ray.x)), x)
         z = jnp.where(proved, far / positive(largest(far)), z)
         return eqx.tree_at(lambda s: s.point, state, Point(x, form.split(z)))

@@ -154,9 +154,9 @@ class Form(eqx.Module):
         if self.cone is None:
             return values
         count = self.low.shape[0]
-        pieces = self.cone.split(values[count:])
-        parts = [values[:count], self.cone.each([jnp.mean(x, axis=1) for x in pieces])]
-        return jnp.concatenate(parts)
+        own = values[count:]
+        means = [jnp.mean(x, axis=1) for x in self.cone.split(own)]
+        return jnp.concatenate([values[:count], self.cone.each(means, own)])
 
     def sizes(self, w: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """At each row the size of what its slack was added up from: of its field, or its cone."""

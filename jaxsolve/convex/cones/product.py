@@ -70,20 +70,20 @@ class Product(AbstractBarrierCone):
             at += count * cone.rows
         return out
 
-    def each(self, values: list[Array]) -> Float[Array, " rows"]:
-        """A value a cone, from one array a run, at each of the cone's rows."""
-        parts = [
-            jnp.repeat(value, cone.rows) for value, (cone, _) in zip(values, self.runs, strict=True)
-        ]
-        return jnp.concatenate(parts)
+    def each(self, values: list[Array], like: Array) -> Array:
+        """A value a cone, from one array a run, at each of the cone's rows; of none, `like`."""
+        runs = zip(values, self.runs, strict=True)
+        parts = [jnp.repeat(value, cone.rows) for value, (cone, _) in runs]
+        return _joined(parts, like)
 
     def sizes(self, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """The largest absolute entry of each cone, at each of its rows."""
-        return self.each([jax.vmap(largest)(x) for x in self.split(v)])
+        return self.each([jax.vmap(largest)(x) for x in self.split(v)], v)
 
     def consists(self, kind: type[AbstractCone]) -> Bool[Array, " rows"]:
         """Rows that are of cones of this kind."""
-        return self.each([jnp.full(count, isinstance(cone, kind)) for cone, count in self.runs])
+        held = [jnp.full(count, isinstance(cone, kind)) for cone, count in self.runs]
+        return self.each(held, jnp.zeros(0, bool))
 
     def binding(self, h: Float[Array, " rows"]) -> Float[Array, " rows"]:
         """h where it is a size of every slack h - Gx near the cone's boundary: 0 on `Nonnegative`,

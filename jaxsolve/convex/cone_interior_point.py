@@ -47,9 +47,8 @@ from .splitting_systems import Factored, NewtonSystem
 START, INTERIOR, POLISH = 0, 1, 2
 GAIN, PATIENCE = 4, 25
 """The fall of the residual for which Newton's steps go on; steps without its falling to a half."""
-DECIDED, EARLY = 0.1, 100
-"""How near Newton's D is to the iterate's where its method is tried at so many times the residual
-that is waited for otherwise."""
+DECIDED, EARLY = 0.1, 3e-2
+"""How near Newton's D is to the iterate's where its method is tried from this residual on."""
 
 
 class State(eqx.Module):
@@ -133,7 +132,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         apart = jnp.abs(touching.apply(_itself, both) - slack)
         sizes = jnp.where(cone.consists(Nonnegative), jnp.abs(both), cone.sizes(both))
         apart = jnp.max(jnp.where(free, apart / positive(sizes), 0), initial=0)
-        early = (apart <= DECIDED) & (trial_error <= EARLY * aim) & (trial_error < ended / 2)
+        early = (apart <= DECIDED) & (trial_error <= EARLY) & (trial_error < ended / 2)
         polish = (mode == POLISH) | (mode == INTERIOR) & early
         slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), touching, inner)
         newton = NewtonSystem.of(

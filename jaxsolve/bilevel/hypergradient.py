@@ -169,6 +169,11 @@ class Hypergradients(eqx.Module):
             measure = _stationarity(problem, x, lower, gradient)
         return Evaluation(x, lower, adjoint, value, gradient, measure, bends)
 
+    def behind(self, problem: Bilevel, x: PyTree[Array], lower: Solution) -> Scalar:
+        """The relative residual of the lower level at x of a solution from elsewhere."""
+        inner, _ = self._stated(problem, x, lower.value)
+        return inner.residual(Point(lower.value)).relative
+
     def _through_steps(self, problem, x, start, adjoint, tolerance) -> Evaluation:
         if isinstance(self.adjoint, Unrolled):
             # All of its steps count, those from a point that is good enough already, too.

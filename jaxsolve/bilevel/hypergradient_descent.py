@@ -39,6 +39,8 @@ _PATIENCE = 100
 _FORCING = 0.02
 """Tolerance of a lower solve, in terms of the last step's residual."""
 _LOOSEST = 1e-3
+_SHARE = 0.1
+"""Of what a move of x leaves open in the lower level, what a solve of it may leave."""
 _REJECTIONS = 3
 """Trials in a row that lower no value, after which the value itself is looked at."""
 
@@ -163,6 +165,10 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
         tightest = self._tightest(state.goal)
         loosest = jnp.where(again, tightest, jnp.maximum(_LOOSEST, tightest))
         tolerance = jnp.clip(_FORCING * at.measure, tightest, loosest)
+        # However small it is, y has to follow x: else values and gradients are those of another x.
+        behind = self._hypergradients.behind(problem, x, at.lower)
+        follows = jnp.maximum(_SHARE * behind, 16 * jnp.finfo(tolerance.dtype).eps)
+        tolerance = jnp.minimum(tolerance, follows)
         new = self._hypergradients.evaluate(problem, x, at.lower, at.adjoint, tolerance)
         solved = new.lower.stats.residual.within(jnp.maximum(10 * tolerance, state.goal))
         value = jnp.where(solved, new.value, jnp.nan)

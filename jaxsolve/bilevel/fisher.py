@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_count, check_positive, show
+from ..core.checks import check_count, check_instance, check_positive, show
 from ..core.linear import AbstractLinearSolver, Operator
 from ..core.vectors import matmul, ravel
 
@@ -205,8 +205,11 @@ class MFACInverse(AbstractLinearSolver):
 
     def __check_init__(self):
         name = "MFACInverse"
-        check_count(name, number=self.number, samples=self.samples, block_size=self.block_size)
+        optional = {"samples": self.samples, "block_size": self.block_size}
+        check_count(name, tuple(optional), number=self.number, **optional)
         check_positive(name, damping=self.damping)
+        wanted = "a function of (x, y, args) or None"
+        check_instance(name, "gradients", self.gradients, Callable | None, wanted)
 
     def bind(self, gradients: PyTree[Array], shift: float | Scalar = 0.0) -> FisherInverse:
         """F^{-1} of gradients.
@@ -241,6 +244,7 @@ def stacked(gradients: PyTree[Array]) -> Float[Array, "m d"]:
     """Gradients with a leading axis as the rows of a matrix, in the order of `ravel_pytree`.
 
     Raises:
+        TypeError: a leaf is no floating array.
         ValueError: leading axes differ.
     """
     leaves = jtu.tree_flatten_with_path(gradients)[0]
@@ -252,5 +256,10 @@ def stacked(gradients: PyTree[Array]) -> Float[Array, "m d"]:
             raise ValueError(
                 f"M-FAC: `gradients{jtu.keystr(path)}` is {show(leaf)}, but "
                 f"`gradients{jtu.keystr(first)}` is {show(model)}: every leaf has a gradient a row."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"M-FAC: `gradients{jtu.keystr(path)}` is {show(leaf)}; gradients are real "
+                "floating-point arrays."
             )
     return jax.vmap(ravel)(gradients)

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from ..core.adjoint import AbstractAdjoint, OneStep, Unrolled
+from ..core.adjoint import AbstractAdjoint, Unrolled
 from ..core.checks import kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver, as_solver
+from ..core.solver import AbstractSolver
 from ..core.vectors import ravel
 from ..smooth.lbfgs import LBFGS
 from .bilevel import Bilevel, BilevelDual, LowerPoint
@@ -30,7 +30,6 @@ from .hypergradient import (
     Evaluation,
     Hypergradients,
     Scalar,
-    check_linear_solver,
     check_uncoupled,
 )
 
@@ -98,23 +97,7 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
 
     def refuse(self, problem: Bilevel) -> None:
         check_uncoupled(type(self).__name__, problem)
-        if self.lower_solver is not None:
-            try:
-                as_solver(self.lower_solver)
-            except TypeError as error:
-                raise TypeError(f"HypergradientDescent, `lower_solver`: {error}") from error
-        if self.adjoint is not None and self.linear_solver is not None:
-            raise TypeError(
-                "HypergradientDescent: `adjoint` differentiates the lower solver's steps, and "
-                "solves no system: leave out `linear_solver`."
-            )
-        if self.adjoint is not None and not isinstance(self.adjoint, Unrolled | OneStep):
-            raise TypeError(
-                "HypergradientDescent: `adjoint` must be Unrolled(...) or OneStep(); got "
-                f"{type(self.adjoint).__name__}. Without it, differentiation is implicit."
-            )
-        if self.linear_solver is not None:
-            check_linear_solver("HypergradientDescent", self.linear_solver)
+        self._hypergradients.check("HypergradientDescent")
         biased = not self._hypergradients.exact and not isinstance(self.adjoint, Unrolled)
         if biased and not isinstance(self.optimiser, optax.GradientTransformation):
             raise TypeError(

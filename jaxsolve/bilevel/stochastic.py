@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..convex.sets.base import AbstractSet
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_count, count_samples
+from ..core.checks import check_count, check_instance, count_samples
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from .bilevel import Bilevel, Pair
@@ -58,6 +58,9 @@ class StochasticBilevel(AbstractProblem):
 
     def __check_init__(self):
         check_count("StochasticBilevel", batch_size=self.batch_size)
+        wanted = "a function of (x, y, batch, args)"
+        for field in ("upper", "lower"):
+            check_instance("StochasticBilevel", field, getattr(self, field), Callable, wanted)
 
     @property
     def full(self) -> Bilevel:

@@ -219,7 +219,9 @@ class PreparedPruning(_Pruning):
     batch_size: int = eqx.field(static=True)
 
     def sample(self, key: Array) -> PyTree[Array]:
-        """A random batch, drawn with replacement."""
+        """A random batch, drawn with replacement; all data, where they are no more than a batch."""
+        if self.batch_size == self._count:
+            return self.data
         rows = jax.random.randint(key, (self.batch_size,), 0, self._count)
         return jax.tree.map(lambda x: x[rows], self.data)
 

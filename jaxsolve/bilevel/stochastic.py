@@ -139,16 +139,14 @@ class SampledBilevel(Bilevel):
         return tuple(jax.tree.leaves(self.part.args[i])[0].shape[0] for i in (0, 1))  # pyright: ignore[reportReturnType]
 
     def sample(self, key: Array) -> Bilevel:
-        """The problem on random batches, drawn with replacement, each level's alone."""
-        draws = zip(jax.random.split(key), self.batch_sizes, self.sizes, strict=True)
-        rows = [jax.random.randint(own, (batch,), 0, size) for own, batch, size in draws]
-        return self.on(rows[0], rows[1])
-
-    def on(self, upper_rows: Int[Array, " b"], lower_rows: Int[Array, " b"]) -> Bilevel:
-        """The problem on these samples of either level."""
-        upper, lower, args = self.args
-        data = (_rows(upper, upper_rows), _rows(lower, lower_rows), args)
-        return eqx.tree_at(lambda p: p.args, self.part, data)
+        """The problem on random batches, drawn with replacement, each level's alone; on all data of
+        a level that is no larger than a batch."""
+        draws = zip(jax.random.split(key), self.args[:2], self.batch_sizes, self.sizes, strict=True)
+        data = [
+            full if batch == size else _rows(full, jax.random.randint(own, (batch,), 0, size))
+            for own, full, batch, size in draws
+        ]
+        return eqx.tree_at(lambda p: p.args, self.part, (*data, self.args[2]))
 
     @property
     def blocks(self) -> tuple[int, int]:

@@ -325,9 +325,10 @@ class Bilevel(AbstractProblem):
         opened, value = {}, None
         for field in ("upper", "lower", *COUPLING):
             fn = getattr(self, field)
-            if fn is None:
+            if fn is None and field in COUPLING:
                 continue
             check_instance(name, field, fn, Callable, "a function of (x, y, args)")
+            assert fn is not None
             closed, value, out = open_level(name, field, fn, init, self.args)
             opened[field] = Opened(closed)
             check_out(name, field, out)

@@ -9,7 +9,9 @@ With one Cholesky factor of the m x m matrix K = delta I + c G G' (Woodbury),
     F^{-1} x = (x - c G' K^{-1} G x) / delta,        F^{-1} G' = G' K^{-1}.            (1)
 
 The second form serves what lies in the span of the gradients: nothing is divided by delta in it,
-and nothing cancels. Frantar, Kurtic and Alistarh, M-FAC (2021), whose recursions give the same.
+and nothing cancels. Of no fewer gradients than variables F itself is the smaller matrix, and is
+factored: (1) would be a difference in every direction. Frantar, Kurtic and Alistarh, M-FAC (2021),
+whose recursions give the same.
 """
 
 from collections.abc import Callable
@@ -21,9 +23,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core.checks import check_count, check_positive, show
+from ..core.checks import check_count, check_instance, check_positive, show
 from ..core.linear import AbstractLinearSolver, Operator
-from ..core.vectors import matmul, ravel
+from ..core.vectors import identity, matmul, ravel
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " d"]
@@ -36,15 +38,16 @@ class FisherInverse(AbstractLinearSolver):
 
     Attributes:
         rows: G, its columns in blocks (the last one padded with zeros).
-        factor: the Cholesky factor of K. Where delta is below the rounding of G G' its diagonal is
-            larger, so that (1) stays positive definite for collinear gradients too.
+        factor: the Cholesky factor of K, or of F where that is no larger. Where delta is below the
+            rounding of G G' its diagonal is larger, so that (1) stays positive definite for
+            collinear gradients too.
         damping: delta.
         scale: c.
         size: d.
     """
 
     rows: Float[Array, "k m c"]
-    factor: Float[Array, "k m m"]
+    factor: Float[Array, "k n n"]
     damping: Scalar
     scale: Scalar
     size: int = eqx.field(static=True)
@@ -62,6 +65,8 @@ class FisherInverse(AbstractLinearSolver):
                 f"M-FAC: the vector is {show(vector)}, but the gradients have {self.size} entries."
             )
         blocks = self._split(vector)
+        if _few(self.rows):
+            return self._join(self._inverse(blocks[:, :, None])[:, :, 0])
         pulled = matmul(self.rows, blocks[:, :, None])
         pushed = matmul(jnp.swapaxes(self.rows, 1, 2), self._inverse(pulled))[:, :, 0]
         return self._join((blocks - self.scale * pushed) / self.damping)
@@ -69,16 +74,22 @@ class FisherInverse(AbstractLinearSolver):
     def combined(self, weights: Float[Array, " m"]) -> Vector:
         """F^{-1} of the gradients' combination G'w, by the second form of (1)."""
         every = jnp.broadcast_to(weights, self.rows.shape[:2])[:, :, None]
-        return self._join(matmul(jnp.swapaxes(self.rows, 1, 2), self._inverse(every))[:, :, 0])
+        back = jnp.swapaxes(self.rows, 1, 2)
+        if _few(self.rows):
+            return self._join(self._inverse(matmul(back, every))[:, :, 0])
+        return self._join(matmul(back, self._inverse(every))[:, :, 0])
 
     def diagonal(self) -> Vector:
         """The diagonal of F^{-1}; never below 1 / F_kk, which bounds it whatever F is."""
+        if _few(self.rows):
+            unit = jnp.broadcast_to(identity(self.rows[0, 0]), self.factor.shape)
+            return self._join(jnp.diagonal(self._inverse(unit), axis1=1, axis2=2))
         inner = jnp.sum(self.rows * self._inverse(self.rows), axis=1)
         least = 1 / (self.damping + self.scale * jnp.sum(self.rows**2, axis=1))
         return self._join(jnp.maximum((1 - self.scale * inner) / self.damping, least))
 
-    def _inverse(self, right: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
-        """K^{-1} of what stands on the right."""
+    def _inverse(self, right: Float[Array, "k n r"]) -> Float[Array, "k n r"]:
+        """K^{-1}, or F^{-1}, of what stands on the right."""
         back = jax.vmap(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r))
         return back(self.factor, right)
 
@@ -110,12 +121,21 @@ def fisher_inverse(
     blocks = -(-size // width)
     padded = jnp.pad(gradients, ((0, 0), (0, blocks * width - size)))
     rows = jnp.swapaxes(padded.reshape(count, blocks, width), 0, 1)
-    gram = matmul(rows, jnp.swapaxes(rows, 1, 2))
     scale = jnp.asarray(samples / count, gradients.dtype)
-    return _factored(rows, gram, jnp.asarray(damping, gradients.dtype), scale, size)
+    return _factored(rows, None, jnp.asarray(damping, gradients.dtype), scale, size)
+
+
+def _few(rows: Float[Array, "k m c"]) -> bool:
+    """Whether there are no more variables than gradients."""
+    return rows.shape[2] <= rows.shape[1]
 
 
 def _factored(rows, gram, damping: Scalar, scale: Scalar, size: int) -> FisherInverse:
+    """`gram`: G G', where it is known."""
+    if _few(rows):
+        gram = matmul(jnp.swapaxes(rows, 1, 2), rows)
+    elif gram is None:
+        gram = matmul(rows, jnp.swapaxes(rows, 1, 2))
     count = gram.shape[-1]
     scaled = scale * gram
     largest = jnp.max(jnp.diagonal(scaled, axis1=1, axis2=2), axis=1)
@@ -205,8 +225,11 @@ class MFACInverse(AbstractLinearSolver):
 
     def __check_init__(self):
         name = "MFACInverse"
-        check_count(name, number=self.number, samples=self.samples, block_size=self.block_size)
+        optional = {"samples": self.samples, "block_size": self.block_size}
+        check_count(name, tuple(optional), number=self.number, **optional)
         check_positive(name, damping=self.damping)
+        wanted = "a function of (x, y, args) or None"
+        check_instance(name, "gradients", self.gradients, Callable | None, wanted)
 
     def bind(self, gradients: PyTree[Array], shift: float | Scalar = 0.0) -> FisherInverse:
         """F^{-1} of gradients.
@@ -241,6 +264,7 @@ def stacked(gradients: PyTree[Array]) -> Float[Array, "m d"]:
     """Gradients with a leading axis as the rows of a matrix, in the order of `ravel_pytree`.
 
     Raises:
+        TypeError: a leaf is no floating array.
         ValueError: leading axes differ.
     """
     leaves = jtu.tree_flatten_with_path(gradients)[0]
@@ -252,5 +276,10 @@ def stacked(gradients: PyTree[Array]) -> Float[Array, "m d"]:
             raise ValueError(
                 f"M-FAC: `gradients{jtu.keystr(path)}` is {show(leaf)}, but "
                 f"`gradients{jtu.keystr(first)}` is {show(model)}: every leaf has a gradient a row."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"M-FAC: `gradients{jtu.keystr(path)}` is {show(leaf)}; gradients are real "
+                "floating-point arrays."
             )
     return jax.vmap(ravel)(gradients)

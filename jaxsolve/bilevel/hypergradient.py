@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.adjoint import AbstractAdjoint, Detached, Unrolled
-from ..core.checks import check_absent
+from ..core.adjoint import AbstractAdjoint, Detached, OneStep, Unrolled
+from ..core.checks import check_absent, check_instance, check_limits, kind
 from ..core.linear import (
     DENSE_LIMIT,
     AbstractLinearSolver,
@@ -104,12 +104,12 @@ def hypergradient(
         check_uncoupled("hypergradient", problem)
     found, (x, y) = problem.prepare(init)
     check_uncoupled("hypergradient", found)
-    if linear_solver is not None:
-        check_linear_solver("hypergradient", linear_solver)
+    check_limits(tolerance, None, 0)
+    method = Hypergradients(lower_solver, linear_solver, adjoint)
+    method.check("hypergradient")
     dtype = coarsest((x, y))
     if tolerance is None:
         tolerance = default_tolerance(dtype)
-    method = Hypergradients(lower_solver, linear_solver, adjoint)
     return _evaluate(method, found, x, y, None, jnp.asarray(tolerance, dtype))
 
 
@@ -118,15 +118,6 @@ def _evaluate(method: "Hypergradients", *args: Any) -> Evaluation:
     return jax.tree.map(
         lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, method.evaluate(*args)
     )
-
-
-def check_linear_solver(name: str, method: Any) -> None:
-    """Raise `TypeError` unless a method for linear systems is one."""
-    if not isinstance(method, AbstractLinearSolver):
-        raise TypeError(
-            f"{name}: `linear_solver` must be a solver of jaxsolve.linear, or MFACInverse(...); "
-            f"got {method!r}."
-        )
 
 
 def check_uncoupled(name: str, problem: AbstractProblem) -> None:
@@ -142,6 +133,28 @@ class Hypergradients(eqx.Module):
     lower_solver: Any = None
     linear_solver: Any = None
     adjoint: AbstractAdjoint | None = None
+
+    def check(self, name: str) -> None:
+        """Raise `TypeError` naming a setting that is none, or not one beside the others."""
+        if self.lower_solver is not None:
+            try:
+                as_solver(self.lower_solver)
+            except TypeError as error:
+                raise TypeError(f"{name}, `lower_solver`: {error}") from error
+        if self.adjoint is not None and self.linear_solver is not None:
+            raise TypeError(
+                f"{name}: `adjoint` differentiates the lower solver's steps, and solves no system: "
+                "leave out `linear_solver`."
+            )
+        if self.adjoint is not None and not isinstance(self.adjoint, Unrolled | OneStep):
+            raise TypeError(
+                f"{name}: `adjoint` must be Unrolled(...) or OneStep(); got {kind(self.adjoint)}. "
+                "Without it, differentiation is implicit."
+            )
+        wanted = "a solver of jaxsolve.linear, or MFACInverse(...)"
+        check_instance(
+            name, "linear_solver", self.linear_solver, AbstractLinearSolver | None, wanted
+        )
 
     @property
     def exact(self) -> bool:
@@ -168,6 +181,11 @@ class Hypergradients(eqx.Module):
         if not self.exact:
             measure = _stationarity(problem, x, lower, gradient)
         return Evaluation(x, lower, adjoint, value, gradient, measure, bends)
+
+    def behind(self, problem: Bilevel, x: PyTree[Array], lower: Solution) -> Scalar:
+        """The relative residual of the lower level at x of a solution from elsewhere."""
+        inner, _ = self._stated(problem, x, lower.value)
+        return inner.residual(Point(lower.value)).relative
 
     def _through_steps(self, problem, x, start, adjoint, tolerance) -> Evaluation:
         if isinstance(self.adjoint, Unrolled):

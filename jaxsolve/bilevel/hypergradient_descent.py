@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from ..core.adjoint import AbstractAdjoint, OneStep, Unrolled
+from ..core.adjoint import AbstractAdjoint, Unrolled
 from ..core.checks import kind
 from ..core.solution import RESULTS, Guess, Point
-from ..core.solver import AbstractSolver, as_solver
+from ..core.solver import AbstractSolver
 from ..core.vectors import ravel
 from ..smooth.lbfgs import LBFGS
 from .bilevel import Bilevel, BilevelDual, LowerPoint
@@ -30,7 +30,6 @@ from .hypergradient import (
     Evaluation,
     Hypergradients,
     Scalar,
-    check_linear_solver,
     check_uncoupled,
 )
 
@@ -39,6 +38,8 @@ _PATIENCE = 100
 _FORCING = 0.02
 """Tolerance of a lower solve, in terms of the last step's residual."""
 _LOOSEST = 1e-3
+_SHARE = 0.1
+"""Of what a move of x leaves open in the lower level, what a solve of it may leave."""
 _REJECTIONS = 3
 """Trials in a row that lower no value, after which the value itself is looked at."""
 
@@ -96,23 +97,7 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
 
     def refuse(self, problem: Bilevel) -> None:
         check_uncoupled(type(self).__name__, problem)
-        if self.lower_solver is not None:
-            try:
-                as_solver(self.lower_solver)
-            except TypeError as error:
-                raise TypeError(f"HypergradientDescent, `lower_solver`: {error}") from error
-        if self.adjoint is not None and self.linear_solver is not None:
-            raise TypeError(
-                "HypergradientDescent: `adjoint` differentiates the lower solver's steps, and "
-                "solves no system: leave out `linear_solver`."
-            )
-        if self.adjoint is not None and not isinstance(self.adjoint, Unrolled | OneStep):
-            raise TypeError(
-                "HypergradientDescent: `adjoint` must be Unrolled(...) or OneStep(); got "
-                f"{type(self.adjoint).__name__}. Without it, differentiation is implicit."
-            )
-        if self.linear_solver is not None:
-            check_linear_solver("HypergradientDescent", self.linear_solver)
+        self._hypergradients.check("HypergradientDescent")
         biased = not self._hypergradients.exact and not isinstance(self.adjoint, Unrolled)
         if biased and not isinstance(self.optimiser, optax.GradientTransformation):
             raise TypeError(
@@ -163,6 +148,10 @@ class HypergradientDescent(AbstractSolver[Bilevel]):
         tightest = self._tightest(state.goal)
         loosest = jnp.where(again, tightest, jnp.maximum(_LOOSEST, tightest))
         tolerance = jnp.clip(_FORCING * at.measure, tightest, loosest)
+        # However small it is, y has to follow x: else values and gradients are those of another x.
+        behind = self._hypergradients.behind(problem, x, at.lower)
+        follows = jnp.maximum(_SHARE * behind, 16 * jnp.finfo(tolerance.dtype).eps)
+        tolerance = jnp.minimum(tolerance, follows)
         new = self._hypergradients.evaluate(problem, x, at.lower, at.adjoint, tolerance)
         solved = new.lower.stats.residual.within(jnp.maximum(10 * tolerance, state.goal))
         value = jnp.where(solved, new.value, jnp.nan)

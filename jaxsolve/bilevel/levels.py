@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ..convex.sets.base import check_set
-from ..core.checks import check_scalar, show
+from ..core.checks import check_scalar, kind, show
 from ..core.closure import open_function, partition
 
 Scalar = Float[Array, ""]
@@ -53,7 +53,7 @@ class GradientAt(eqx.Module):
 def arrays_of(name: str, init: PyTree | None) -> Pair:
     """A guess (x, y), lone numbers as arrays; raises where either has nothing to solve for."""
     if not isinstance(init, tuple) or len(init) != 2:
-        found = "None" if init is None else type(init).__name__
+        found = "None" if init is None else kind(init)
         raise TypeError(f"{name} needs `init`, a pair (x, y) of guesses; got {found}.")
     parts = [partition(part, f"init[{i}]") for i, part in enumerate(init)]
     for i, (floating, _) in enumerate(parts):

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from ..core.checks import show
+from ..core.checks import check_number, show
 from ..core.solution import Guess
 from .masks import kept_units
 from .pruning import Network, PreparedPruning, masked
@@ -58,6 +58,7 @@ class IterativeMagnitudePruning(AbstractRounds):
     rewind: PyTree = None
 
     def __check_init__(self):
+        check_number("IterativeMagnitudePruning", rate=self.rate)
         if not 0 < self.rate < 1:
             raise ValueError(
                 f"IterativeMagnitudePruning: `rate` must be in (0, 1); got {self.rate}."

@@ -74,6 +74,8 @@ class _Slices(AbstractStructure):
     least_axes: ClassVar[int] = 3
 
     def units(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        if not isinstance(self.axis, int):
+            raise TypeError(f"{type(self).__name__}: `axis` must be an integer; got {self.axis!r}.")
         for shape in shapes:
             if not -len(shape) <= self.axis < len(shape):
                 raise ValueError(

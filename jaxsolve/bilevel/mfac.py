@@ -15,7 +15,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_count, check_positive
+from ..core.checks import check_count, check_not_negative, check_number, check_positive
+from ..core.solution import is_traced
 from .fisher import GradientWindow
 
 
@@ -40,6 +41,9 @@ def scale_by_mfac(
     """
     check_count("mfac", number=number, samples=samples)
     check_positive("mfac", damping=damping)
+    check_not_negative("mfac", momentum=momentum)
+    if not is_traced(momentum) and momentum >= 1:
+        raise ValueError(f"mfac: `momentum` must be below 1; got {momentum}.")
 
     def init(params: PyTree) -> Any:
         flat = ravel_pytree(params)[0]
@@ -91,6 +95,9 @@ def mfac(
             y = optax.apply_updates(y, change)
         ```
     """
+    check_not_negative("mfac", weight_decay=weight_decay)
+    if not callable(learning_rate):
+        check_number("mfac", learning_rate=learning_rate)
     parts = [scale_by_mfac(number, damping, momentum=momentum, samples=samples)]
     if weight_decay:
         parts.insert(0, optax.add_decayed_weights(weight_decay))

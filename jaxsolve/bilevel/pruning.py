@@ -24,6 +24,7 @@ from ..core.adjoint import AbstractAdjoint, Detached
 from ..core.checks import (
     check_count,
     check_instance,
+    check_not_negative,
     check_number,
     check_scalar,
     count_samples,
@@ -137,11 +138,14 @@ class Pruning(_Pruning):
         if not callable(loss):
             raise TypeError(f"Pruning: `loss` must be a function of a batch; got {kind(loss)}.")
         check_number("Pruning", sparsity=sparsity, penalty=penalty)
+        check_not_negative("Pruning", penalty=penalty)
         if is_traced(sparsity) or not 0 <= sparsity < 1:
             raise ValueError(f"Pruning: `sparsity` must be a number in [0, 1); got {sparsity}.")
         check_count("Pruning", batch_size=batch_size)
         wanted = "Unstructured(), Filters() or Channels()"
         check_instance("Pruning", "structure", structure, AbstractStructure, wanted)
+        wanted = "a function of (path, array) or None"
+        check_instance("Pruning", "prunable", prunable, Callable | None, wanted)
         leaves = jtu.tree_flatten_with_path(partition(params, "params")[0])[0]
         if prunable is None:
             prunable = lambda path, leaf: leaf.ndim >= structure.least_axes
@@ -215,7 +219,9 @@ class PreparedPruning(_Pruning):
     batch_size: int = eqx.field(static=True)
 
     def sample(self, key: Array) -> PyTree[Array]:
-        """A random batch, drawn with replacement."""
+        """A random batch, drawn with replacement; all data, where they are no more than a batch."""
+        if self.batch_size == self._count:
+            return self.data
         rows = jax.random.randint(key, (self.batch_size,), 0, self._count)
         return jax.tree.map(lambda x: x[rows], self.data)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..convex.sets.base import AbstractSet
 from ..core.adjoint import AbstractAdjoint, Detached
-from ..core.checks import check_count, count_samples
+from ..core.checks import check_count, check_instance, count_samples
 from ..core.problem import AbstractProblem, Structure
 from ..core.solution import Point, Residual
 from .bilevel import Bilevel, Pair
@@ -58,6 +58,9 @@ class StochasticBilevel(AbstractProblem):
 
     def __check_init__(self):
         check_count("StochasticBilevel", batch_size=self.batch_size)
+        wanted = "a function of (x, y, batch, args)"
+        for field in ("upper", "lower"):
+            check_instance("StochasticBilevel", field, getattr(self, field), Callable, wanted)
 
     @property
     def full(self) -> Bilevel:
@@ -136,16 +139,14 @@ class SampledBilevel(Bilevel):
         return tuple(jax.tree.leaves(self.part.args[i])[0].shape[0] for i in (0, 1))  # pyright: ignore[reportReturnType]
 
     def sample(self, key: Array) -> Bilevel:
-        """The problem on random batches, drawn with replacement, each level's alone."""
-        draws = zip(jax.random.split(key), self.batch_sizes, self.sizes, strict=True)
-        rows = [jax.random.randint(own, (batch,), 0, size) for own, batch, size in draws]
-        return self.on(rows[0], rows[1])
-
-    def on(self, upper_rows: Int[Array, " b"], lower_rows: Int[Array, " b"]) -> Bilevel:
-        """The problem on these samples of either level."""
-        upper, lower, args = self.args
-        data = (_rows(upper, upper_rows), _rows(lower, lower_rows), args)
-        return eqx.tree_at(lambda p: p.args, self.part, data)
+        """The problem on random batches, drawn with replacement, each level's alone; on all data of
+        a level that is no larger than a batch."""
+        draws = zip(jax.random.split(key), self.args[:2], self.batch_sizes, self.sizes, strict=True)
+        data = [
+            full if batch == size else _rows(full, jax.random.randint(own, (batch,), 0, size))
+            for own, full, batch, size in draws
+        ]
+        return eqx.tree_at(lambda p: p.args, self.part, (*data, self.args[2]))
 
     @property
     def blocks(self) -> tuple[int, int]:

@@ -194,7 +194,8 @@ class Unrolled(AbstractAdjoint):
     checkpoints: int | None = None
 
     def __check_init__(self) -> None:
-        check_count("Unrolled", steps=self.steps, checkpoints=self.checkpoints)
+        checkpoints = self.checkpoints
+        check_count("Unrolled", ("checkpoints",), steps=self.steps, checkpoints=checkpoints)
 
     def solve(self, problem, solver, guess, limits, search):
         _on_device(solver, "Unrolled")

@@ -162,11 +162,25 @@ def check_positive(name: str, **settings: Any) -> None:
             raise ValueError(f"{name}: `{field}` must be positive; got {value}.")
 
 
-def check_count(name: str, **settings: Any) -> None:
-    """Raise unless every setting that is not `None` is a whole number (`TypeError`) of at least 1
-    (`ValueError`), as far as it has a value."""
+def check_not_negative(name: str, **settings: Any) -> None:
+    """Raise unless every setting is a number (`TypeError`), and at least 0 (`ValueError`), as far
+    as it has a value."""
     for field, value in settings.items():
-        if value is None:
+        if not _is_number(value):
+            raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
+        if isinstance(value, Real) and not float(value) >= 0:
+            raise ValueError(f"{name}: `{field}` must be at least 0; got {value}.")
+
+
+def check_count(name: str, optional: tuple[str, ...] = (), /, **settings: Any) -> None:
+    """Raise unless every setting is a whole number (`TypeError`) of at least 1 (`ValueError`), as
+    far as it has a value.
+
+    Args:
+        optional: those that may be `None`.
+    """
+    for field, value in settings.items():
+        if value is None and field in optional:
             continue
         if not _is_number(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
             raise TypeError(f"{name}: `{field}` must be a whole number; got {kind(value)}.")
@@ -188,8 +202,9 @@ def check_settings(solver: Any, may_be_zero: tuple[str, ...] = ()) -> None:
         if field.type is int:
             check_count(name, **{field.name: value})
         elif isinstance(field.default, float):
-            zero = field.name.endswith(may_be_zero) and isinstance(value, Real) and value == 0
-            check_positive(name, **{field.name: 1.0 if zero else value})
+            zero = field.name.endswith(may_be_zero)
+            check = check_not_negative if zero else check_positive
+            check(name, **{field.name: value})
 
 
 def _is_number(value: Any) -> bool:

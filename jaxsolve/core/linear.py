@@ -73,7 +73,7 @@ class AbstractLinearSolver(eqx.Module):
     def __check_init__(self) -> None:
         name = type(self).__name__
         check_positive(name, rtol=getattr(self, "rtol", None))
-        check_count(name, max_steps=getattr(self, "max_steps", None))
+        check_count(name, ("max_steps",), max_steps=getattr(self, "max_steps", None))
 
     @abc.abstractmethod
     def solve(self, operator: Operator, b: Vector) -> Vector: ...

@@ -39,7 +39,7 @@ class Refill(AbstractLanes):
     width: int | None = None
 
     def __check_init__(self) -> None:
-        check_count("Refill", width=self.width)
+        check_count("Refill", ("width",), width=self.width)
 
 
 class Lockstep(AbstractLanes):

@@ -52,7 +52,7 @@ class Points(AbstractGeometry):
         name = "EntropicTransport"
         x, y = check_array(name, "x", x), check_array(name, "y", y)
         check_instance(name, "cost_fn", cost_fn, Callable | None, "a function (x_i, y_j) -> cost")
-        check_count(name, block=block)
+        check_count(name, ("block",), block=block)
         for field, value in (("x", x), ("y", y)):
             if value.ndim != 2 or value.size == 0:
                 raise ValueError(

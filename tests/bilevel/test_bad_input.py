@@ -173,6 +173,64 @@ BAD = {
         r"OBS: `recomputations` must be a whole number; got 1.5",
     ),
     "inverse": (lambda: js.OBS(inverse=3), r"OBS: `inverse` must be MFACInverse.*; got 3"),
+    "no steps given": (lambda: js.BiP(steps=None), "BiP: `steps` must be a whole number; got N"),
+    "coefficient": (
+        lambda: js.BiP(implicit_coef=float("nan")),
+        "BiP: `implicit_coef` must be at least 0; got nan",
+    ),
+    "rate of a round": (
+        lambda: js.IterativeMagnitudePruning(rate="a"),
+        "IterativeMagnitudePruning: `rate` must be a number; got 'a'",
+    ),
+    "no upper level": (
+        lambda: solve(upper=None),
+        r"Bilevel: `upper` must be a function of \(x, y,",
+    ),
+    "no lower level": (
+        lambda: js.StochasticBilevel(upper, None, jnp.ones(3), jnp.ones(3), batch_size=2),
+        r"StochasticBilevel: `lower` must be a function of \(x, y, batch, args\); got NoneType",
+    ),
+    "a traced start": (
+        lambda: js.solve(js.Bilevel(upper, lower), init=jnp.ones(2)),
+        r"pair \(x, y\) of guesses; got float32\[2\]",
+    ),
+    "negative penalty": (
+        lambda: pruning(penalty=-0.1),
+        "Pruning: `penalty` must be at least 0; go",
+    ),
+    "NaN penalty": (lambda: pruning(penalty=float("nan")), "Pruning: `penalty` must be at least 0"),
+    "no batch": (lambda: pruning(batch_size=None), "Pruning: `batch_size` must be a whole number"),
+    "prunable": (lambda: pruning(prunable=3), r"Pruning: `prunable` must be a function of \(path,"),
+    "axis": (
+        lambda: pruning(structure=js.Filters(0.5), prunable=lambda path, array: True),
+        "Filters: `axis` must be an integer; got 0.5",
+    ),
+    "momentum": (lambda: js.mfac(momentum=1.0), "mfac: `momentum` must be below 1; got 1.0"),
+    "decay": (
+        lambda: js.mfac(weight_decay=-1.0),
+        "mfac: `weight_decay` must be at least 0; got -1",
+    ),
+    "learning rate": (
+        lambda: js.mfac(learning_rate="a"),
+        "mfac: `learning_rate` must be a number; got 'a'",
+    ),
+    "gradients of M-FAC": (
+        lambda: js.MFACInverse(gradients=3),
+        r"MFACInverse: `gradients` must be a function of \(x, y, args\) or None; got 3",
+    ),
+    "integers": (
+        lambda: js.MFACInverse().bind({"a": jnp.ones((3, 2), int)}),
+        r"M-FAC: `gradients\['a'\]` is int32\[3, 2\]; gradients are real",
+    ),
+    "hypergradient's tolerance": (
+        lambda: js.hypergradient(js.Bilevel(upper, lower), PAIR, tolerance=-1.0),
+        "`tolerance` must be positive; got -1.0",
+    ),
+    "hypergradient's adjoint": (
+        lambda: js.hypergradient(js.Bilevel(upper, lower), PAIR, adjoint=js.Implicit()),
+        r"hypergradient: `adjoint` must be Unrolled\(...\) or OneStep\(\); got Implicit",
+    ),
+    "decay of steps": (lambda: js.BOME(decay=-1.0), "BOME: `decay` must be at least 0; got -1.0"),
     "gradients": (lambda: js.mfac(number=2.5), r"mfac: `number` must be a whole number; got 2.5"),
     "window": (
         lambda: js.MFACInverse(number=True),

@@ -55,6 +55,23 @@ def test_direct_and_recursive_inverse(dtype, strict, damping):
     np.testing.assert_allclose(diagonal, np.diag(np.linalg.inv(fisher(g, damping))), rtol=1e-8)
 
 
+@fast
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_more_gradients_than_variables(dtype, strict, block_size):
+    """F is well-conditioned, and 1 / delta far beyond what the precision holds."""
+    g, x, damping = gradients(64, 20), np.random.default_rng(1).normal(size=20), 1e-8
+    F = fisher(g, damping, 4)
+    ends = np.arange(20) // (block_size or 20)
+    direct = np.linalg.inv(np.where(ends[:, None] == ends, F, 0))
+    inverse = fisher_inverse(jnp.asarray(g, dtype), damping, samples=4, block_size=block_size)
+    close = 1e-12 if dtype == jnp.float64 else 4e-5
+    np.testing.assert_allclose(inverse(jnp.asarray(x, dtype)), direct @ x, rtol=0, atol=close)
+    np.testing.assert_allclose(inverse.diagonal(), np.diag(direct), rtol=10 * close)
+    weights = np.linspace(-1, 1, 64)
+    found = inverse.combined(jnp.asarray(weights, dtype))
+    np.testing.assert_allclose(found, direct @ (g.T @ weights), rtol=0, atol=100 * close)
+
+
 @pytest.mark.slow
 def test_gradients_of_batches_are_scaled():
     """b times the covariance of means of b is that of single samples: b = 8 means of the rows of a

@@ -72,6 +72,18 @@ def test_blocks_hold_every_sample_once(x64, batch_size):
     np.testing.assert_allclose(lower.cross, exact.b.T @ v, atol=1e-12)
 
 
+@pytest.mark.fast
+def test_a_batch_of_all_data_is_all_data():
+    """No sample is drawn twice; a level that has more than a batch is still drawn from."""
+    level = lambda x, y, batch, args: jnp.mean(batch) + 0 * jnp.sum(x * y)
+    data = np.arange(5.0) ** 2, np.arange(9.0) ** 2
+    problem = js.StochasticBilevel(level, level, *map(jnp.asarray, data), batch_size=6)
+    sampled, (x, y) = problem.prepare((jnp.ones(1), jnp.ones(1)))
+    batches = [sampled.sample(jax.random.key(i)) for i in range(5)]
+    assert [float(batch.objective(x, y)) for batch in batches] == [data[0].mean()] * 5
+    assert len({float(batch.inner(x, y)) for batch in batches}) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SOBA", "SABA"])
 def test_directions_are_right_on_average(x64, name):

@@ -102,6 +102,22 @@ def test_a_value_that_was_too_low_is_looked_at_again(x64):
     np.testing.assert_allclose(x, root[np.isreal(root)].real[0] * np.ones(3), atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-3])
+def test_y_follows_x_where_the_lower_level_is_flat(x64, scale):
+    """Along curvatures `scale` a small residual of the lower level is a large error of y."""
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    H = turn @ np.diag([scale, 0.3, 2 * scale, 5 * scale]) @ turn.T
+    B, c, d = rng.normal(size=(4, 3)), rng.normal(size=4), rng.normal(size=4)
+    upper = lambda x, y, args: 0.5 * jnp.sum((y - d) ** 2) + 0.5 * jnp.sum(x**2)
+    lower = lambda x, y, args: 0.5 * y @ H @ y - y @ (B @ x + c)
+    M, q = np.linalg.solve(H, B), np.linalg.solve(H, c) - d
+    best = np.linalg.solve(M.T @ M + np.eye(3), -M.T @ q)
+    solution = js.solve(js.Bilevel(upper, lower), init=(jnp.zeros(3), jnp.zeros(4)), throw=False)
+    assert solution.result == js.RESULTS.successful
+    np.testing.assert_allclose(solution.value[0], best, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("limits", [(np.inf, 0.5), (np.inf, np.inf)], ids=["one", "none"])
 @pytest.mark.parametrize("kind", [js.LVHBA, js.BiCGAFFA], ids=lambda kind: kind.__name__)
 def test_infinite_limits_ask_for_nothing(x64, kind, limits):

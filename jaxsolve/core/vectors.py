@@ -72,6 +72,12 @@ def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(a > 0, a, jnp.ones_like(a))
 
 
+def regular(pivots: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether the sizes of a factorisation's pivots speak for a matrix that has an inverse."""
+    least = 10 * pivots.size**0.5 * jnp.finfo(pivots.dtype).eps
+    return jnp.min(pivots) > least * jnp.max(pivots)
+
+
 def coarsest(tree: PyTree[Array]) -> jnp.dtype:
     """The dtype of least precision among the leaves: what all of them can be found to."""
     return max((x.dtype for x in jax.tree.leaves(tree)), key=lambda d: float(jnp.finfo(d).eps))

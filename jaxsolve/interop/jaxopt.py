@@ -1,10 +1,12 @@
 """jaxopt's solvers. jaxopt itself is imported by whoever writes `Jaxopt(jaxopt.LBFGS)`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..core.problem import AbstractProblem, Statement
@@ -33,6 +35,8 @@ _KINDS = {
     **dict.fromkeys(("Broyden", "Bisection"), ("root", "fixed_point")),
     **dict.fromkeys(("AndersonAcceleration", "FixedPointIteration"), ("fixed_point",)),
 }
+_FLAT = ("GaussNewton", "LevenbergMarquardt")
+"""They take vectors alone."""
 _BOUNDED = ("LBFGSB", "ProjectedGradient")
 _FUNCTION = ("fun", "residual_fun", "optimality_fun", "fixed_point_fun")
 _OURS = {
@@ -107,18 +111,19 @@ class Jaxopt(AbstractForeign):
             primal = guess.primal
             if bounds:
                 primal = jax.tree.map(jnp.clip, primal, *bounds)
-            inner = solver.init_state(primal, *self._given(bounds))
+            at, _ = self._form(primal)
+            inner = solver.init_state(at, *self._given(bounds))
             # jaxopt changes the types of its state in the first step; loops do not allow that.
-            step = jax.eval_shape(
-                lambda p, s: solver.update(p, s, *self._given(bounds)), primal, inner
-            )
+            step = jax.eval_shape(lambda p, s: solver.update(p, s, *self._given(bounds)), at, inner)
             inner = _as(inner, step.state)
         return start(problem, primal, inner)
 
     def step(self, problem: AbstractProblem, state: ForeignState) -> ForeignState:
         with abroad():
             solver, bounds = self._made(problem, state.primal)
-            primal, inner = solver.update(state.primal, state.inner, *self._given(bounds))
+            at, restore = self._form(state.primal)
+            at, inner = solver.update(at, state.inner, *self._given(bounds))
+            primal = restore(at)
         failed = jnp.asarray(getattr(inner, "failed_linesearch", False))
         if not getattr(solver, "stop_if_linesearch_fails", False):
             failed = jnp.zeros_like(failed)
@@ -129,7 +134,7 @@ class Jaxopt(AbstractForeign):
         """The solver of this problem's function, and its bounds where it takes bounds."""
         name, statement = self.solver.__name__, problem.statement()
         if name not in _BOUNDED:
-            return self.solver(_asked(name, statement), **self.settings), None
+            return self.solver(self._fn(statement, primal), **self.settings), None
         bounds = tuple(
             jax.tree.map(
                 lambda x, b: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), primal, side
@@ -139,16 +144,23 @@ class Jaxopt(AbstractForeign):
         projected = {} if name == "LBFGSB" else {"projection": _clip}
         return self.solver(objective(statement), **projected, **self.settings), bounds
 
+    def _form(self, primal: PyTree[Array]) -> tuple[PyTree[Array], Callable]:
+        """The point as the solver takes it, and the way back."""
+        return ravel_pytree(primal) if self.solver.__name__ in _FLAT else (primal, lambda x: x)
+
+    def _fn(self, statement: Statement, primal: PyTree[Array]) -> Callable:
+        name = self.solver.__name__
+        if name in _MINIMISERS:
+            return objective(statement)
+        if name in ("AndersonAcceleration", "FixedPointIteration"):
+            return statement.fn
+        residuals, (_, restore) = equations(statement), self._form(primal)
+        if name in _FLAT:
+            return lambda x: ravel_pytree(residuals(restore(x)))[0]
+        return residuals
+
     def _given(self, bounds: tuple | None) -> tuple:
         return () if bounds is None else (bounds,)
-
-
-def _asked(name: str, statement: Statement) -> Any:
-    if name in _MINIMISERS:
-        return objective(statement)
-    if name in ("AndersonAcceleration", "FixedPointIteration"):
-        return statement.fn
-    return equations(statement)
 
 
 def _clip(primal: PyTree[Array], bounds: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:

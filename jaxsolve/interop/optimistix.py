@@ -31,6 +31,9 @@ _KINDS = {
     optx.AbstractFixedPointSolver: ("fixed_point",),
 }
 
+_SEARCHES = ("Bisection", "GoldenSearch")
+"""They want the ends of an interval, as options."""
+
 
 class Optimistix(AbstractForeign):
     """An optimistix solver as one of ours; `solve(problem, optx.BFGS(...))` makes it by itself.
@@ -64,6 +67,12 @@ class Optimistix(AbstractForeign):
         if kinds is None:
             raise TypeError(f"{name} is no minimiser, least-squares solver or root finder.")
         accept(name, problem.statement(), kinds)
+        for option in ("lower", "upper"):
+            if type(self.solver).__name__ in _SEARCHES and option not in self.options:
+                raise TypeError(
+                    f'{name} needs the option `{option}`: Optimistix(solver, {{"lower": ..., '
+                    '"upper": ...}).'
+                )
 
     def init(self, problem: AbstractProblem, guess: Guess) -> ForeignState:
         with abroad():

@@ -19,7 +19,7 @@ from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.triangular import cholesky, solve_definite
-from ..core.vectors import dot, finite, identity, matmul, ravel
+from ..core.vectors import dot, finite, identity, matmul, positive, ravel, regular
 from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
 
@@ -53,6 +53,10 @@ class AbstractFactorisation(eqx.Module):
         """(J'J + diag(weights)^2)^{-1} vector."""
 
     @abc.abstractmethod
+    def pivots(self, reduced: Reduced, weights: Vector) -> Vector:
+        """Of J'J + diag(weights)^2 in units of its columns, their squares."""
+
+    @abc.abstractmethod
     def columns(self, reduced: Reduced) -> Vector:
         """The norms of the columns of J."""
 
@@ -67,12 +71,18 @@ class Gram(AbstractFactorisation):
         return -self.invert(reduced, weights, reduced.vector)
 
     def invert(self, reduced: Reduced, weights: Vector, vector: Vector) -> Vector:
+        factor, size = self._factor(reduced, weights)
+        return solve_definite(factor, vector / size) / size
+
+    def pivots(self, reduced: Reduced, weights: Vector) -> Vector:
+        return jnp.diagonal(self._factor(reduced, weights)[0]) ** 2
+
+    def _factor(self, reduced: Reduced, weights: Vector) -> tuple[Float[Array, "n n"], Vector]:
         matrix = reduced.matrix + jnp.diag(weights * weights)
         # Unit diagonal: no overflow, and the pivots say how near to singular it is.
         size = jnp.sqrt(jnp.diagonal(matrix))
         size = jnp.where(size > 0, size, jnp.ones_like(size))
-        matrix = matrix / (size[:, None] * size[None, :])
-        return solve_definite(cholesky(matrix), vector / size) / size
+        return cholesky(matrix / (size[:, None] * size[None, :])), size
 
     def columns(self, reduced: Reduced) -> Vector:
         return jnp.sqrt(jnp.maximum(jnp.diagonal(reduced.matrix), 0.0))
@@ -91,12 +101,19 @@ class QR(AbstractFactorisation):
         return -jax.scipy.linalg.solve_triangular(r, right)
 
     def invert(self, reduced: Reduced, weights: Vector, vector: Vector) -> Vector:
-        r = jnp.linalg.qr(jnp.concatenate([reduced.matrix, jnp.diag(weights)]), mode="r")
+        r = self._triangle(reduced, weights)
         half = jax.scipy.linalg.solve_triangular(r, vector, trans=1)
         return jax.scipy.linalg.solve_triangular(r, half)
 
+    def pivots(self, reduced: Reduced, weights: Vector) -> Vector:
+        r = self._triangle(reduced, weights)
+        return jnp.diagonal(r) ** 2 / positive(jnp.sum(r * r, axis=0))
+
     def columns(self, reduced: Reduced) -> Vector:
         return jnp.sqrt(jnp.sum(reduced.matrix**2, axis=0))
+
+    def _triangle(self, reduced: Reduced, weights: Vector) -> Float[Array, "n n"]:
+        return jnp.linalg.qr(jnp.concatenate([reduced.matrix, jnp.diag(weights)]), mode="r")
 
 
 class LevenbergMarquardtState(eqx.Module):
@@ -268,6 +285,9 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         eps = jnp.finfo(state.value.dtype).eps
         size = self.factorisation.columns(state.reduced)
         weights = jnp.sqrt(eps) * jnp.where(size > 0, size, jnp.ones_like(size))
+        # At a singular J'J it would lead to one solution of many, and no residual would tell.
+        usable = regular(self.factorisation.pivots(state.reduced, weights))
+        weights = jnp.where(usable, weights, jnp.nan)
         return GaussNewtonInverse(self.factorisation, state.reduced, weights)
 
     def _evaluate(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.checks import check_kind
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
-from ..core.vectors import finite, identity, largest, matmul, norm, ravel
+from ..core.vectors import finite, identity, largest, matmul, norm, ravel, regular
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
 
@@ -175,7 +175,10 @@ class Newton(AbstractSolver[Root | FixedPoint]):
         return Point(shaper(point.primal)(ravel(point.primal) + direction))
 
     def preconditioner(self, problem: Root | FixedPoint, state: NewtonState) -> Factor:
-        return state.factor
+        # With a singular J it gives one solution of many, and its residual does not tell.
+        factor = state.factor
+        usable = regular(jnp.abs(jnp.diagonal(factor.lu))) & (factor.damping == 0)
+        return eqx.tree_at(lambda f: f.lu, factor, jnp.where(usable, factor.lu, jnp.nan))
 
 
 def _linearise(

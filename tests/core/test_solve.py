@@ -167,6 +167,30 @@ def test_singular_solution_has_the_minimum_norm_derivative(x64):
 
 
 @pytest.mark.parametrize(
+    ("problem", "solver", "linear_solver"),
+    [
+        (Root, Newton(), None),
+        (Root, Newton(), js.linear.GMRES()),
+        (js.LeastSquares, js.LevenbergMarquardt(), js.linear.ConjugateGradient()),
+        (js.LeastSquares, js.LevenbergMarquardt(js.QR()), js.linear.ConjugateGradient()),
+    ],
+    ids=["default", "GMRES", "Gram", "QR"],
+)
+def test_a_factor_of_a_singular_jacobian_is_not_used(problem, solver, linear_solver, x64):
+    # Its solution satisfies the system and has any part in the null space.
+    rng, n = np.random.default_rng(0), 24
+    left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+    sizes = np.append(np.linspace(1.0, 3.0, n - 2), [0.0, 0.0])
+    matrix = left @ np.diag(sizes) @ right.T
+    fn = lambda y, c: jnp.asarray(matrix) @ (y - c)
+    adjoint = js.Implicit(linear_solver)
+    f = lambda c: js.solve(problem(fn, c), solver, jnp.zeros(n), adjoint=adjoint).value
+    c = jnp.asarray(rng.normal(size=n))
+    for found in jax.jit(lambda c: (jax.jacfwd(f)(c), jax.jacrev(f)(c)))(c):
+        np.testing.assert_allclose(found, np.linalg.pinv(matrix, 1e-9) @ matrix, atol=1e-9)
+
+
+@pytest.mark.parametrize(
     "adjoint",
     [
         js.Implicit(js.linear.Dense()),

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import optimistix as optx
 import pytest
+import scipy.optimize
 
 import jaxsolve as js
 from jaxsolve.convex import QuadraticProgram
@@ -60,6 +61,12 @@ def test_options_of_optimistix_reach_the_solver(x64):
         (Minimise(bowl, jnp.ones(2)), optx.Newton(1e-3, 1e-3), "minimise"),
         (Minimise(bowl, jnp.ones(2)), optx.LevenbergMarquardt(1e-3, 1e-3), "minimise"),
         (FixedPoint(lambda y, a: a, jnp.ones(2)), optax.lbfgs(), "fixed_point"),
+        (Root(lambda y, a: y - a, jnp.ones(2)), optx.Bisection(1e-3, 1e-3), "`lower`"),
+        (
+            Root(lambda y, a: y - a, jnp.ones(2)),
+            Optimistix(optx.Bisection(1e-3, 1e-3), {"lower": 0.0}),
+            "`upper`",
+        ),
         (QuadraticProgram(jnp.eye(2), jnp.ones(2), upper=0.5), optax.adam(0.1), "`upper`"),
         (
             QuadraticProgram(jnp.eye(2), jnp.ones(2), A=jnp.ones((1, 2)), b=jnp.ones(1)),
@@ -82,6 +89,25 @@ def test_jaxopt_takes_a_class_and_no_function():
             Jaxopt(jaxopt.LBFGS, **{setting: None})
     with pytest.raises(TypeError, match="OSQP"):
         Jaxopt(jaxopt.OSQP)
+
+
+@pytest.mark.parametrize("name", ["GaussNewton", "LevenbergMarquardt"])
+def test_jaxopts_least_squares_take_any_pytree(name, x64):
+    solver = Jaxopt(getattr(pytest.importorskip("jaxopt"), name))
+    a = {"u": np.array([0.7, -0.4]), "v": (np.array([[1.3]]),)}
+
+    def residuals(y, a):
+        return {"cubic": jax.tree.map(lambda y, a: y + y**3 - a, y, a), "sum": y["u"] - y["v"][0]}
+
+    def gradient(flat, a):
+        (u, v), (p, q) = (flat[:2], flat[2]), (a["u"], a["v"][0][0, 0])
+        du = (u + u**3 - p) * (1 + 3 * u**2) + u - v
+        return np.append(du, (v + v**3 - q) * (1 + 3 * v**2) - np.sum(u - v))
+
+    found = js.solve(js.LeastSquares(residuals, a), solver, jax.tree.map(jnp.zeros_like, a)).value
+    assert found["v"][0].shape == (1, 1)
+    exact = scipy.optimize.root(gradient, np.zeros(3), args=(a,), tol=1e-12).x
+    np.testing.assert_allclose(np.append(found["u"], found["v"][0]), exact, atol=1e-7)
 
 
 def test_jaxopt_within_bounds(x64):

@@ -25,7 +25,7 @@ export NO_MKDOCS_2_WARNING := 1
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 help: ## What there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 # A virtual environment: $(call environment,folder,requirements file).
 define environment
@@ -59,8 +59,7 @@ test: setup ## All but the slow tests, under 20 minutes
 slow: setup docs notebooks lowest ## The whole product: documents, notebooks, lowest versions, all tests
 	$(PYTEST)
 
-# What `make test` leaves out, but for the variants of the contract, which take an hour.
-slow-tests: setup
+slow-tests: setup ## Those that make test leaves out, but for the variants of the contract
 	$(PYTEST) -q -m "slow and not variant"
 
 lint: setup ## ruff and pyright

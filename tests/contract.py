@@ -1,7 +1,7 @@
 """The contract's product: every check with every registered solver, in both precisions.
 
-`make check` takes those marked `fast`, `make test` those not marked `slow`, CI besides those that
-are no `variant`, `make slow` all.
+`make check` takes those marked `fast`, `make test` those not marked `slow`, `make slow-tests` the
+others that are no `variant`, `make slow` all.
 """
 
 import pytest

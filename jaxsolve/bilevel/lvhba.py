@@ -50,8 +50,7 @@ class LVHBA(AbstractValueFunction):
         gamma1, gamma2: of the proximal terms.
         step_size: alpha, of x and y.
         inner_step_size: eta, of t and u.
-        multiplier_step_size: beta, of z; below gamma2. At gamma2 z is u after every step, nothing
-            damps u, and along directions of y in which f is flat t and u swing ever further.
+        multiplier_step_size: beta, of z.
         penalty, exponent: c_k = penalty (k + 1)^exponent; theory wants an exponent below 1/2.
         bound: r.
         unit: f is divided by it: about the curvature of f in y.
@@ -64,7 +63,7 @@ class LVHBA(AbstractValueFunction):
     gamma2: float = 1.0
     step_size: float = 0.05
     inner_step_size: float = 0.3
-    multiplier_step_size: float = 0.3
+    multiplier_step_size: float = 1.0
     penalty: float = 0.5
     exponent: float = 0.49
     bound: float = 1e3

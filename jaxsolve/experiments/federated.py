@@ -195,7 +195,6 @@ def method(settings: Settings) -> LVHBA:
     return LVHBA(
         gamma1=3.0,
         step_size=0.055,
-        multiplier_step_size=1.0,
         penalty=0.04,
         unit=1.4,
         projection=projection,

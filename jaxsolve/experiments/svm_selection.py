@@ -104,7 +104,7 @@ METHODS = {
 
 
 SETTINGS: dict[str, dict[str, float]] = {
-    "lvhba": {"step_size": 0.1, "multiplier_step_size": 1.0, "penalty": 0.003, "reach": 5.0},
+    "lvhba": {"step_size": 0.1, "penalty": 0.003, "reach": 5.0},
     "penalty": {"step_size": 0.1, "penalty": 0.03, "reach": 15.0},
 }
 """Of the single-loop methods, and their unit of C; all else is as the methods have it."""

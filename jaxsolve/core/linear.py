@@ -23,7 +23,7 @@ from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
 from .triangular import cholesky, solve_definite
-from .vectors import HIGHEST, coarsest, finite, identity, matmul, norm
+from .vectors import HIGHEST, coarsest, finite, identity, largest, matmul, norm
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -361,10 +361,13 @@ def solve_checked(
                 None if preconditioner is None else apply,
             )
             # Of a lane that is refused nothing is asked; it may hold NaN.
-            out = checked(solver, operator, jnp.where(trusted, v, jnp.zeros_like(v)), dtype)
+            asked = jnp.where(trusted, v, jnp.zeros_like(v))
+            unit = _unit(asked)
+            out = checked(solver, operator, asked / unit, dtype)
             zero = ~jnp.any(v != 0)
             nan = jnp.full_like(v, jnp.nan)
-            return jnp.where(zero, jnp.zeros_like(v), jnp.where(out.good & trusted, out.x, nan))
+            x = jnp.where(out.good & trusted, out.x * unit, nan)
+            return jnp.where(zero, jnp.zeros_like(v), x)
 
         return solve
 
@@ -377,6 +380,14 @@ def solve_checked(
             symmetric=structure.symmetric,
         )
     return unravel(x)
+
+
+def _unit(b: Vector) -> Float[Array, ""]:
+    """The power of two below the largest entry: the square of a small one would vanish, that of a
+    large one overflow. A division by it is exact."""
+    size = largest(b)
+    size = jnp.where(jnp.isfinite(size) & (size > 0), size, jnp.ones_like(size))
+    return jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
 
 
 def _rtol(rtol: float | Float[Array, ""] | None, b: Vector) -> float | Float[Array, ""]:

@@ -77,6 +77,18 @@ def test_solution_and_both_derivatives(solver, kind, dtype):
     assert x.dtype == dx.dtype == back.dtype == dtype
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-18, 1e18])
+@pytest.mark.parametrize(
+    "solver", [linear.ConjugateGradient(), linear.MINRES(), linear.GMRES(), linear.NormalCG()]
+)
+def test_a_side_of_any_size_in_float32(solver, size):
+    a = matrix("definite")
+    b = np.random.default_rng(1).normal(size=N)
+    x = system(jnp.asarray(a, jnp.float32), jnp.asarray(size * b, jnp.float32), solver, "definite")
+    exact = np.linalg.solve(a, b)
+    np.testing.assert_allclose(np.float64(x) / size, exact, atol=5e-3 * np.abs(exact).max())
+
+
 def test_neumann_error_falls_with_its_terms(x64):
     a = jnp.eye(N) - 0.5 * jnp.asarray(matrix("general") / np.linalg.norm(matrix("general"), 2))
     b = jnp.ones(N)

@@ -343,6 +343,39 @@ def test_a_projection_of_the_users_own(x64):
     np.testing.assert_allclose(two.dual.equality, one.dual.equality, rtol=1e-10)
 
 
+def test_slower_multipliers_damp_flat_lower_levels(x64):
+    """The row lies in directions in which f is flat; x, y and mu by the normal equations of
+    F subject to the lower level's conditions."""
+    rng = np.random.default_rng(0)
+    flat, seeds = np.diag([1.0, 0.5, 0.0, 0.0]), 8
+    rows = np.concatenate([0.3 * rng.normal(size=(seeds, 2)), rng.normal(size=(seeds, 2))], axis=1)
+    data = rows, 0.3 * rng.normal(size=(seeds, 2)), rng.normal(size=(seeds, 4, 2))
+    goals = rng.normal(size=(seeds, 6))
+    upper = lambda x, y, args: 0.5 * jnp.sum((jnp.concatenate([x, y]) - args[3]) ** 2)
+    lower = lambda x, y, args: 0.5 * y @ flat @ y - y @ flat @ args[2] @ x
+    balance = lambda x, y, args: args[0] @ y + args[1] @ x - 1
+
+    @jax.jit
+    @jax.vmap
+    def found(args):
+        problem = js.Bilevel(upper, lower, args, coupling_equality=balance)
+        solver = LVHBA(multiplier_step_size=0.3)
+        return js.solve(problem, solver, (jnp.zeros(2), jnp.zeros(4)), throw=False)
+
+    solution = found(tuple(map(jnp.asarray, (*data, goals))))
+    assert bool(jnp.all(solution.result == js.RESULTS.approximate))
+    for i, (row, own, mixed, goal) in enumerate(zip(*data, goals, strict=True)):
+        conditions = np.zeros((5, 7))
+        conditions[:4, :2], conditions[:4, 2:6], conditions[:4, 6] = -flat @ mixed, flat, row
+        conditions[4, :2], conditions[4, 2:6] = own, row
+        weights = np.diag([1.0] * 6 + [0.0])
+        system = np.block([[weights, conditions.T], [conditions, np.zeros((5, 5))]])
+        right = np.concatenate([goal, np.zeros(5), [1.0]])
+        best = np.linalg.lstsq(system, right, rcond=1e-11)[0]
+        np.testing.assert_allclose(solution.value[0][i], best[:2], atol=0.15)
+        np.testing.assert_allclose(solution.value[1][i], best[2:6], atol=0.15)
+
+
 @pytest.mark.slow
 def test_toy_b_alone_stays_at_the_bias(x64):
     """With d = y - y(x), A d = 0, f - v is k |d|^2 / 2, k = gamma1 / (1 + gamma1), so that

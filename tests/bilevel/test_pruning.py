@@ -213,7 +213,6 @@ def test_nan_in_the_data():
     assert solve(spoilt, BRIEF["bip"], throw=False).result == RESULTS.nonfinite_input
 
 
-@slow
 def test_a_batch_of_all_data_is_all_data():
     data = jnp.arange(5.0)
     loss = lambda params, batch: jnp.mean(batch) * jnp.sum(params["w"])
@@ -222,6 +221,7 @@ def test_a_batch_of_all_data_is_all_data():
     np.testing.assert_array_equal(prepared.sample(jax.random.key(0)), data)
 
 
+@slow
 def test_leaves_that_are_pruned_can_be_chosen():
     params = {"a": jnp.ones((4, 3)), "b": jnp.ones((2, 5)), "c": jnp.ones(6), "act": jax.nn.relu}
 

@@ -22,7 +22,13 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree, UInt32
 
-from ..core.checks import check_count, check_instance, check_kind, check_not_negative
+from ..core.checks import (
+    check_count,
+    check_instance,
+    check_kind,
+    check_not_negative,
+    check_number,
+)
 from ..core.keys import first_key, next_keys
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver, resumed
@@ -91,6 +97,7 @@ class BiP(AbstractSolver[Pruning]):
         check_count("BiP", steps=self.steps)
         check_optax("BiP", lower=self.lower, upper=self.upper)
         if self.implicit_coef is not None:
+            check_number("BiP", implicit_coef=self.implicit_coef)
             check_not_negative("BiP", implicit_coef=self.implicit_coef)
         wanted = "MFACInverse(number, damping)"
         check_instance("BiP", "linear_solver", self.linear_solver, MFACInverse | None, wanted)

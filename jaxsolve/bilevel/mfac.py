@@ -41,6 +41,7 @@ def scale_by_mfac(
     """
     check_count("mfac", number=number, samples=samples)
     check_positive("mfac", damping=damping)
+    check_number("mfac", momentum=momentum)
     check_not_negative("mfac", momentum=momentum)
     if not is_traced(momentum) and momentum >= 1:
         raise ValueError(f"mfac: `momentum` must be below 1; got {momentum}.")

@@ -1,5 +1,6 @@
 """Errors a user can act on: each names the argument, the pytree path and both shapes."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from numbers import Real
 from typing import Any
@@ -153,23 +154,24 @@ def check_number(name: str, **settings: Any) -> None:
 def check_positive(name: str, **settings: Any) -> None:
     """Raise unless every setting that is not `None` is a number (`TypeError`), and positive
     (`ValueError`), as far as it has a value."""
-    for field, value in settings.items():
-        if value is None:
-            continue
-        if not _is_number(value):
-            raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
-        if isinstance(value, Real) and not float(value) > 0:
-            raise ValueError(f"{name}: `{field}` must be positive; got {value}.")
+    given = {field: value for field, value in settings.items() if value is not None}
+    _check_range(name, given, lambda value: value > 0, "positive")
 
 
 def check_not_negative(name: str, **settings: Any) -> None:
     """Raise unless every setting is a number (`TypeError`), and at least 0 (`ValueError`), as far
     as it has a value."""
+    _check_range(name, settings, lambda value: value >= 0, "at least 0")
+
+
+def _check_range(
+    name: str, settings: dict[str, Any], holds: Callable[[float], bool], wanted: str
+) -> None:
     for field, value in settings.items():
         if not _is_number(value):
             raise TypeError(f"{name}: `{field}` must be a number; got {kind(value)}.")
-        if isinstance(value, Real) and not float(value) >= 0:
-            raise ValueError(f"{name}: `{field}` must be at least 0; got {value}.")
+        if isinstance(value, Real) and not holds(float(value)):
+            raise ValueError(f"{name}: `{field}` must be {wanted}; got {value}.")
 
 
 def check_count(name: str, optional: tuple[str, ...] = (), /, **settings: Any) -> None:

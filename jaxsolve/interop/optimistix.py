@@ -31,7 +31,7 @@ _KINDS = {
     optx.AbstractFixedPointSolver: ("fixed_point",),
 }
 
-_SEARCHES = ("Bisection", "GoldenSearch")
+_SEARCHES = (optx.Bisection, optx.GoldenSearch)
 """They want the ends of an interval, as options."""
 
 
@@ -67,8 +67,8 @@ class Optimistix(AbstractForeign):
         if kinds is None:
             raise TypeError(f"{name} is no minimiser, least-squares solver or root finder.")
         accept(name, problem.statement(), kinds)
-        for option in ("lower", "upper"):
-            if type(self.solver).__name__ in _SEARCHES and option not in self.options:
+        for option in ("lower", "upper") if isinstance(self.solver, _SEARCHES) else ():
+            if option not in self.options:
                 raise TypeError(
                     f'{name} needs the option `{option}`: Optimistix(solver, {{"lower": ..., '
                     '"upper": ...}).'

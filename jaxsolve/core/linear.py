@@ -23,7 +23,7 @@ from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
 from .triangular import cholesky, solve_definite
-from .vectors import HIGHEST, coarsest, finite, identity, largest, matmul, norm
+from .vectors import HIGHEST, coarsest, finite, identity, largest, matmul, norm, regular
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -101,8 +101,7 @@ class Dense(AbstractLinearSolver):
         x = back(b)
         x = x + back(b - matmul(matrix, x))
         # A singular but consistent system has many solutions: this one must not be taken for all.
-        regular = jnp.min(pivots) > 10 * b.size * jnp.finfo(b.dtype).eps * jnp.max(pivots)
-        return jnp.where(regular, x, jnp.full_like(x, jnp.nan))
+        return jnp.where(regular(pivots), x, jnp.full_like(x, jnp.nan))
 
 
 class ConjugateGradient(AbstractLinearSolver):

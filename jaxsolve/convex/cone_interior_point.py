@@ -32,12 +32,13 @@ from ..core.checks import check_kind
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, largest, positive
+from .certificates import scaled
 from .cone_program import ConeProgram
 from .cone_system import ConeSystem
 from .cones import AbstractBarrierCone, Nonnegative, Product, Zero
 from .cones.cone import first_zero
 from .curvature import is_convex
-from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray
+from .embedding import INFEASIBLE, OPEN, UNBOUNDED, Ray, proof
 from .fields import check_multipliers
 from .interior_point import UNKNOWN, less
 from .reduced import require_arrays
@@ -211,9 +212,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(failed & (trial_error <= aim), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        # Of x as it stands in the residual: its products are there already.
-        found = _proof(problem, Point(x, form.split(z)))
-        proved = jnp.where(takes, found, proved)
+        proved = jnp.where(takes, _proof(form, x, z, moved.s / moved.tau), proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, slow, proved]
         return State(
@@ -294,11 +293,18 @@ def _first(cone: Product, root, x, z, free) -> Ray:
     return Ray(x, own, jnp.where(free, s, 0), one, one)
 
 
-def _proof(problem: ConeProgram, point: Point) -> Int[Array, ""]:
-    """What a point proves; its length says nothing."""
-    infeasible = problem.certificate(point, RESULTS.infeasible)
-    unbounded = problem.certificate(point, RESULTS.unbounded)
-    return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
+def _proof(form: Form, x, z, s) -> Int[Array, ""]:
+    """What an iterate proves, without a projection: z is in the dual cone, and Kx no farther from
+    -K than from -s."""
+    squares = form.squares(1)
+    # The root of a mean square, times that of n, is no less than the largest entry.
+    count = jnp.sqrt(1.0 * x.size)
+    distance = form.h * count / jnp.sqrt(positive(squares))
+    off = jnp.where(form.fixed(), 0, s) + form.apply(x)
+    parts = [off * jnp.sqrt(row_weights(form)) * count]
+    if form.P is not None:
+        parts.append(scaled(form.P, form.bend(x)))
+    return proof(form.q, form.h, distance, x, z, form.transposed(z), largest(parts))
 
 
 def _itself(d: Array) -> Array:

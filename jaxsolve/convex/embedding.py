@@ -276,17 +276,36 @@ def _as_ray(at: Iterate) -> Float[Array, " n+2m+2"]:
     return Ray(at.v, at.z, at.s, one, 0 * one).pack()
 
 
-def _proof(reduced: Reduced, ray: Ray, bent, row, pushed) -> Int[Array, ""]:
-    """What the iterate proves: as in `certificates.py`, where the problem itself is asked."""
+def proof(
+    q: Float[Array, " n"],
+    limit: Float[Array, " m"],
+    distance: Float[Array, " m"],
+    x: Float[Array, " n"],
+    z: Float[Array, " m"],
+    push: Float[Array, " n"],
+    miss: Float[Array, ""],
+) -> Int[Array, ""]:
+    """What an iterate proves: as in `certificates.py`, where the problem itself is asked.
+
+    Args:
+        limit, distance: e, and e over the sizes of K's rows.
+        x, z: of any length, z in the dual cone.
+        push: K'z.
+        miss: how far Px is from 0 and Kx from -K, in rows of size 1.
+    """
+    noise = 10 * largest(jnp.append(distance, 0)) * largest(push)
+    infeasible = separation(limit * z, noise)
+    unbounded = separation(q * x, 10 * largest(q) * miss)
+    return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
+
+
+def _proof(reduced: Reduced, ray: Ray, bent, row, push) -> Int[Array, ""]:
     size = 1 / reduced.sizes
     curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
     over = jnp.where(reduced.free, jnp.maximum(row, 0), 0)
     over = jnp.where(reduced.fixed, jnp.abs(row), over) * size
     miss = largest(jnp.concatenate([bent / positive(curved), over]))
-    far = 10 * largest(jnp.append(reduced.limit * size, 0))
-    infeasible = separation(reduced.limit * ray.z, far * largest(pushed))
-    unbounded = separation(reduced.gradient * ray.x, 10 * largest(reduced.gradient) * miss)
-    return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
+    return proof(reduced.gradient, reduced.limit, reduced.limit * size, ray.x, ray.z, push, miss)
 
 
 def _by_field(problem: QuadraticProgram, reduced: Reduced, z: Float[Array, " m"]) -> Dual:

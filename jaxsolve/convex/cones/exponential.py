@@ -10,7 +10,7 @@ with w = p^2 - p + 1 and p the root, where a > 0 and c > 0, of the increasing fu
     f(p) = a e^p - c e^-p - t.
 
 Friberg (2021), who proves it. The root is found on a logarithm of f, which is nearly straight, by a
-fixed number of Newton's steps.
+fixed number of Halley's steps.
 
 K* = {z : Mz in K} for the symmetric M(u, v, w) = (u - v, -u, w), and f(x, y, z) = -log(y log(z / y)
 - x) - log y - log z is a barrier of K. That of K*, F(z) = f(Mz), is taken: its conjugate's gradient
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from ...core.vectors import dot, identity, largest, matmul, norm
 from .cone import AbstractBarrierCone, AbstractSpectrum, Spectral, first_zero
 
-_STEPS = 10
+_STEPS = 6
 _SWEEPS = 4
 _CENTRE = (-1.051383943750229, 0.5564096186043385, 1.2589678864644602)
 _RADIUS = 0.5
@@ -266,7 +266,7 @@ def _function(p: Float[Array, ""], v: Float[Array, "3"]) -> Float[Array, ""]:
 
 @jax.custom_jvp
 def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
-    """The root of f: on a logarithm between its ends, then once Newton on f itself."""
+    """The root of f: Halley's steps on a logarithm between its ends, then one of Newton on f."""
     r, s, t = v[0], v[1], v[2]
     far = _far(v)
     one = jnp.ones_like(r)
@@ -289,9 +289,13 @@ def _root(v: Float[Array, "3"]) -> Float[Array, ""]:
         down = factor * jnp.exp(-p)
         total = side * (p * p - p + 1) + jnp.maximum(left - p * right, 0) * down
         total = jnp.maximum(total, tiny)
-        turn = side * (2 * p - 1) - (right + left - p * right) * down
-        slope = left / a + 1 - turn / total
-        new = p - (jnp.log(a / total) + p) / jnp.where(slope > 0, slope, one)
+        turn = (side * (2 * p - 1) - (right + left - p * right) * down) / total
+        bend = (2 * side + (2 * right + left - p * right) * down) / total
+        slope = left / a + 1 - turn
+        slope = jnp.where(slope > 0, slope, one)
+        newton = -(jnp.log(a / total) + p) / slope
+        curve = turn**2 - bend - (left / a) ** 2
+        new = p + newton / jnp.clip(1 + newton * curve / (2 * slope), 0.2, 5)
         # Beyond an end, most of the way to it: one may be singular, the root close to the other.
         new = jnp.where(new < first, p + 0.98 * (first - p), new)
         return jnp.where(new > last, p + 0.98 * (last - p), new), None

@@ -293,15 +293,16 @@ def proof(
         push: K'z.
         miss: how far Px is from 0 and Kx from -K, in rows of size 1.
     """
-    noise = 10 * largest(jnp.append(distance, 0)) * largest(push)
+    noise = largest(jnp.append(distance, 0)) * largest(push)
     infeasible = separation(limit * z, noise)
-    unbounded = separation(q * x, 10 * largest(q) * miss)
+    unbounded = separation(q * x, largest(q) * miss)
     return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 
 def _proof(reduced: Reduced, ray: Ray, bent, row, push) -> Int[Array, ""]:
-    size = 1 / reduced.sizes
-    curved = jnp.max(jnp.abs(reduced.hessian), axis=1)
+    # The reduced program is scaled: ten times what is asked of the problem itself.
+    size = 10 / reduced.sizes
+    curved = jnp.max(jnp.abs(reduced.hessian), axis=1) / 10
     over = jnp.where(reduced.free, jnp.maximum(row, 0), 0)
     over = jnp.where(reduced.fixed, jnp.abs(row), over) * size
     miss = largest(jnp.concatenate([bent / positive(curved), over]))

@@ -195,7 +195,7 @@ def _reach(v: Float[Array, "3"], d: Float[Array, "3"]) -> Float[Array, ""]:
     inside, outside = _excess(v), _excess(v + top * d)
     whole = outside >= 0
 
-    for _ in range(8):
+    for _ in range(5):
         slope = dot(_normal(v + high * d), d)
         nearer = high - outside / jnp.where(slope < 0, slope, -jnp.inf)
         high = jnp.clip(nearer, low, high)

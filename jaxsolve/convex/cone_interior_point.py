@@ -49,7 +49,8 @@ START, INTERIOR, POLISH = 0, 1, 2
 GAIN, PATIENCE = 4, 25
 """The fall of the residual for which Newton's steps go on; steps without its falling to a half."""
 DECIDED, EARLY = 0.1, 3e-2
-"""How near Newton's D is to the iterate's where its method is tried from this residual on."""
+"""The gap, beside s + z, at which a row's side is decided; Newton's method is tried from this
+residual on where all are."""
 
 
 class State(eqx.Module):
@@ -127,12 +128,12 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         slack, push = h - trial_row, state.trial_z / weight
         inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
         touching = cone.slope(slack - push)
-        # For the iterate D (s + z) = s: where Newton's D does nearly that, the side of each row or
-        # cone is decided, and its method is tried early.
+        # A projection on a cone is its own derivative, applied to the point.
+        gap = touching.apply(_itself, slack - push) - slack
+        # Where it is small beside s + z, the side of each row or cone is decided.
         both = slack + push
-        apart = jnp.abs(touching.apply(_itself, both) - slack)
         sizes = jnp.where(cone.consists(Nonnegative), jnp.abs(both), cone.sizes(both))
-        apart = jnp.max(jnp.where(free, apart / positive(sizes), 0), initial=0)
+        apart = jnp.max(jnp.where(free, jnp.abs(gap) / positive(sizes), 0), initial=0)
         early = (apart <= DECIDED) & (trial_error <= EARLY) & (trial_error < ended / 2)
         polish = (mode == POLISH) | (mode == INTERIOR) & early
         slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), touching, inner)
@@ -153,8 +154,6 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         r_z = form.apply(old.x) + old.s - h * old.tau
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
         gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
-        # A projection on a cone is its own derivative, applied to the point.
-        gap = touching.apply(_itself, slack - push) - slack
         (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
             jnp.stack([q, jnp.where(polish, gradient, r_x)]),
             jnp.stack([-h, jnp.where(polish, 0, r_z)]),

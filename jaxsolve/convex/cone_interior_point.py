@@ -211,7 +211,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(failed & (trial_error <= aim), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        proved = jnp.where(takes, _proof(form, x, z, moved.s / moved.tau), proved)
+        proved = jnp.where(takes, _proof(form, h, x, z, moved.s / moved.tau), proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, slow, proved]
         return State(
@@ -292,18 +292,18 @@ def _first(cone: Product, root, x, z, free) -> Ray:
     return Ray(x, own, jnp.where(free, s, 0), one, one)
 
 
-def _proof(form: Form, x, z, s) -> Int[Array, ""]:
+def _proof(form: Form, h, x, z, s) -> Int[Array, ""]:
     """What an iterate proves, without a projection: z is in the dual cone, and Kx no farther from
     -K than from -s."""
     squares = form.squares(1)
     # The root of a mean square, times that of n, is no less than the largest entry.
     count = jnp.sqrt(1.0 * x.size)
-    distance = form.h * count / jnp.sqrt(positive(squares))
+    distance = h * count / jnp.sqrt(positive(squares))
     off = jnp.where(form.fixed(), 0, s) + form.apply(x)
     parts = [off * jnp.sqrt(row_weights(form)) * count]
     if form.P is not None:
         parts.append(scaled(form.P, form.bend(x)))
-    return proof(form.q, form.h, distance, x, z, form.transposed(z), largest(parts))
+    return proof(form.q, h, distance, x, z, form.transposed(z), largest(parts))
 
 
 def _itself(d: Array) -> Array:

@@ -188,22 +188,18 @@ def _solved(matrix: Float[Array, "3 3"], right: Float[Array, "3"]) -> Float[Arra
 def _reach(v: Float[Array, "3"], d: Float[Array, "3"]) -> Float[Array, ""]:
     """The largest t <= 2, less one part in a thousand, with v + t d in K, v inside.
 
-    Of a concave function a chord's root is inside, and a tangent's from outside is outside.
+    Of a concave function a tangent's root from outside is outside, and a chord's is inside.
     """
     top = 0.999 * jnp.min(first_zero(v[1:], d[1:]))
-    low, high = 0 * top, top
-    inside, outside = _excess(v), _excess(v + top * d)
-    whole = outside >= 0
-
-    for _ in range(5):
-        slope = dot(_normal(v + high * d), d)
-        nearer = high - outside / jnp.where(slope < 0, slope, -jnp.inf)
-        high = jnp.clip(nearer, low, high)
-        outside = jnp.minimum(_excess(v + high * d), 0)
-        gap = inside - outside
-        low = low + (high - low) * jnp.where(gap > 0, inside / jnp.where(gap > 0, gap, 1), 0)
-        inside = jnp.maximum(_excess(v + low * d), 0)
-    return jnp.where(whole, top, 0.999 * low)
+    inside, high = _excess(v), top
+    whole = _excess(v + top * d) >= 0
+    for _ in range(9):
+        at = v + high * d
+        slope = dot(_normal(at), d)
+        nearer = high - _excess(at) / jnp.where(slope < 0, slope, -jnp.inf)
+        high = jnp.clip(nearer, 0, high)
+    over = -jnp.minimum(_excess(v + high * d), 0)
+    return jnp.where(whole, top, 0.999 * high * inside / (inside + over))
 
 
 def eigen(matrix: Float[Array, "3 3"]) -> Eigen:

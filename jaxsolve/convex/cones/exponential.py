@@ -198,8 +198,9 @@ def _reach(v: Float[Array, "3"], d: Float[Array, "3"]) -> Float[Array, ""]:
         slope = dot(_normal(at), d)
         nearer = high - _excess(at) / jnp.where(slope < 0, slope, -jnp.inf)
         high = jnp.clip(nearer, 0, high)
-    over = -jnp.minimum(_excess(v + high * d), 0)
-    return jnp.where(whole, top, 0.999 * high * inside / (inside + over))
+    near = 0.999 * high
+    over = -jnp.minimum(_excess(v + near * d), 0)
+    return jnp.where(whole, top, jnp.where(over > 0, near * inside / (inside + over), near))
 
 
 def eigen(matrix: Float[Array, "3 3"]) -> Eigen:

@@ -46,6 +46,8 @@ from .statistics import Difference, paired
 SIDE, FEATURES = 5, 5
 METHODS = ("least squares", "SPO+", "implicit")
 
+Numbers = Array | np.ndarray
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -109,7 +111,7 @@ ARCS = grid(SIDE)
 COUNT = ARCS.balance.shape[1]
 
 
-def shortest(costs: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
+def shortest(costs: Float[Numbers, "*b e"]) -> Float[Array, "*b e"]:
     """The shortest path from the first node to the last, as a 0-1 vector of arcs; costs may be
     negative, for the grid has no cycles."""
     last = SIDE * SIDE - 1
@@ -148,10 +150,13 @@ def decision(costs: Float[Array, " e"], gamma: float | Array) -> Float[Array, " 
 
 
 class Examples(NamedTuple):
-    """Features with a leading 1, a seed along the first axis, and costs of each cell and seed."""
+    """Features with a leading 1, a seed along the first axis, and costs of each cell and seed.
 
-    x: Float[Array, "s n f"]
-    c: Float[Array, "k s n e"]
+    All of them are gigabytes at full size: NumPy's, of which parts are views.
+    """
+
+    x: Float[Numbers, "s n f"]
+    c: Float[Numbers, "*k s n e"]
 
     def part(self, begin: int, end: int) -> "Examples":
         return Examples(self.x[:, begin:end], self.c[:, :, begin:end])
@@ -161,24 +166,25 @@ def generate(settings: Settings, seed: int, count: int) -> tuple[list[tuple[int,
     """The cells (degree, noise), and examples of all of them; B, x and the noise's quantiles of a
     seed are the same in all cells."""
     cells = [(d, w) for w in settings.noises for d in settings.degrees]
-    xs, cs = [], []
+    xs = np.ones((settings.seeds, count, 1 + FEATURES))
+    cs = np.empty((len(cells), settings.seeds, count, COUNT))
     for k in range(settings.seeds):
         rng = np.random.default_rng((seed, k))
         coins = rng.binomial(1, 0.5, (COUNT, FEATURES))
         x = rng.normal(size=(count, FEATURES))
         signs = rng.uniform(-1.0, 1.0, (count, COUNT))
         line = x @ coins.T / np.sqrt(FEATURES) + 3
-        cs.append([(line**d + 1) / 3.5**d * (1 + w * signs) for d, w in cells])
-        xs.append(np.concatenate([np.ones((count, 1)), x], axis=1))
-    costs = np.swapaxes(np.asarray(cs), 0, 1)
-    return cells, Examples(jnp.asarray(np.stack(xs)), jnp.asarray(costs))
+        for cell, (d, w) in enumerate(cells):
+            cs[cell, k] = (line**d + 1) / 3.5**d * (1 + w * signs)
+        xs[k, :, 1:] = x
+    return cells, Examples(xs, cs)
 
 
-Weights = Float[Array, "k s f e"]
+Weights = Float[Array, "*k s f e"]
 
 
-def predict(weights: Weights, x: Float[Array, "s n f"]) -> Float[Array, "k s n e"]:
-    return matmul(x, weights)
+def predict(weights: Weights, x: Float[Numbers, "s n f"]) -> Float[Array, "*k s n e"]:
+    return matmul(jnp.asarray(x), weights)
 
 
 def least_squares(examples: Examples) -> Weights:
@@ -187,11 +193,11 @@ def least_squares(examples: Examples) -> Weights:
     return jax.vmap(lambda c: fit(examples.x, c))(examples.c)
 
 
-def regret(weights: Weights, examples: Examples) -> Float[Array, "k s"]:
+def regret(weights: Weights, examples: Examples) -> Float[Array, "*k s"]:
     """Of the predicted paths, over the cost of the shortest ones."""
     c = examples.c
-    paid = jnp.sum(c * shortest(predict(weights, examples.x)), axis=(2, 3))
-    return paid / jnp.sum(c * shortest(c), axis=(2, 3)) - 1
+    paid = jnp.sum(c * shortest(predict(weights, examples.x)), axis=(-2, -1))
+    return paid / jnp.sum(c * shortest(c), axis=(-2, -1)) - 1
 
 
 def spo_plus(weights: Weights, examples: Examples, best: Array) -> Float[Array, ""]:
@@ -210,23 +216,23 @@ def smooth_cost(weights: Weights, examples: Examples, gamma: float | Array) -> F
 
 
 def learn(
-    run: Run, title: str, slope: Any, start: Weights, rate: float, steps: int
+    run: Run, title: str, slope: Any, data: Any, start: Weights, rate: float, steps: int
 ) -> tuple[Weights, float]:
-    """Adam from `start` along `slope(i, weights)`, at a rate that falls to 0: the last step, and
-    the seconds of all."""
+    """Adam from `start` along `slope(i, weights, data)`, at a rate that falls to 0: the last step,
+    and the seconds of all."""
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
-    def advance(i: Array, state: Any) -> Any:
+    def advance(i: Array, state: Any, data: Any) -> Any:
         weights, moments = state
         # The derivative is NaN where a program was not solved: that predictor stays.
-        change, moments = adam.update(jnp.nan_to_num(slope(i, weights)), moments)
+        change, moments = adam.update(jnp.nan_to_num(slope(i, weights, data)), moments)
         return weights + change, moments
 
     begin = (start, adam.init(start))
-    compiled = run.compile(title, advance, jnp.asarray(0), begin)
+    compiled = run.compile(title, advance, jnp.asarray(0), begin, data)
 
     def step(i: int, state: Any) -> tuple[Any, dict[str, Array]]:
-        return compiled(jnp.asarray(i), state), {}
+        return compiled(jnp.asarray(i), state, data), {}
 
     (weights, _), _, seconds = run.loop(title, begin, step, steps)
     return weights, seconds
@@ -242,34 +248,42 @@ class Found(NamedTuple):
 
 def compare(settings: Settings, run: Run, examples: Examples, test: Examples, train: int) -> Found:
     """The three methods on the first `train` examples."""
-    fit = examples.part(0, train)
+    fit = jax.tree.map(jnp.asarray, examples.part(0, train))
     begun = time.perf_counter()
     start = jax.block_until_ready(jax.jit(least_squares)(fit))
     found, seconds = {METHODS[0]: start}, {METHODS[0]: time.perf_counter() - begun}
     best = shortest(fit.c)
-    spo = jax.grad(spo_plus)
     spread = settings.smoothing * float(jnp.mean(fit.c))
     implicit = jax.grad(smooth_cost)
 
-    def batch(i: Array, weights: Weights) -> Array:
+    def surrogate(i: Array, weights: Weights, data: tuple[Examples, Array]) -> Array:
+        return jax.grad(spo_plus)(weights, *data)
+
+    def batch(i: Array, weights: Weights, fit: Examples) -> Array:
         places = jax.random.choice(
             jax.random.fold_in(jax.random.key(run.seed), i), train, (settings.batch,), replace=False
         )
         return implicit(weights, Examples(fit.x[:, places], fit.c[:, :, places]), spread)
 
     ways = (
-        (lambda i, w: spo(w, fit, best), settings.spo_learning_rate, settings.spo_steps),
-        (batch, settings.learning_rate, settings.steps),
+        (surrogate, (fit, best), settings.spo_learning_rate, settings.spo_steps),
+        (batch, fit, settings.learning_rate, settings.steps),
     )
-    for name, (slope, rate, steps) in zip(METHODS[1:], ways, strict=True):
+    for name, (slope, data, rate, steps) in zip(METHODS[1:], ways, strict=True):
         title = f"{name}, n = {train}"
-        found[name], seconds[name] = learn(run, title, slope, start, rate, steps)
+        found[name], seconds[name] = learn(run, title, slope, data, start, rate, steps)
     measure = jax.jit(regret)
-    regrets = {name: np.asarray(measure(weights, test)) for name, weights in found.items()}
+    regrets = {
+        # Cell by cell: the test examples of all cells do not fit beside their paths.
+        name: np.stack(
+            [measure(w, Examples(test.x, c)) for w, c in zip(weights, test.c, strict=True)]
+        )
+        for name, weights in found.items()
+    }
     return Found(train, regrets, seconds)
 
 
-def gap(costs: Float[Array, "b e"]) -> float:
+def gap(costs: Float[Numbers, "b e"]) -> float:
     """The largest relative difference of a linear program's value to the shortest path's."""
 
     def value(c: Array) -> Array:
@@ -277,7 +291,7 @@ def gap(costs: Float[Array, "b e"]) -> float:
         return jnp.sum(c * solve(LinearProgram(c, A=balance, b=supply, lower=0.0)).value)
 
     exact = jnp.sum(costs * shortest(costs), axis=-1)
-    return float(jnp.max(jnp.abs(jax.vmap(value)(costs) - exact) / exact))
+    return float(jnp.max(jnp.abs(jax.vmap(value)(jnp.asarray(costs)) - exact) / exact))
 
 
 def run(settings: Settings, run: Run) -> Findings:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..core.checks import check_array, check_shape
+from ..core.checks import check_array, check_real, check_shape
 from ..core.solution import Dual, Guess, is_traced
 from . import sparse
 
@@ -138,11 +138,7 @@ def _floating(name: str, field: str, value: Any) -> Any:
         # A list of numbers is one of tracers by now.
         value = check_array(name, field, value)
     dtype = getattr(value, "dtype", jnp.result_type(float))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: `{field}` has dtype {dtype}; give real floating-point numbers "
-            "(float32 or float64)."
-        )
+    check_real(name, field, dtype)
     return jnp.asarray(value)
 
 

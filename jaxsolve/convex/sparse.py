@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float
 
+from ..core.checks import check_real
 from ..core.vectors import finite, matmul
 
 Matrix = Any
@@ -46,11 +47,7 @@ def checked(name: str, field: str, matrix: Matrix) -> Matrix:
             f"{name}: `{field}` is a BCOO of shape {list(matrix.shape)} with {matrix.n_batch} "
             f"batch and {matrix.n_dense} dense axes; give a matrix with none of either."
         )
-    if not jnp.issubdtype(dtype_of(matrix), jnp.floating):
-        raise TypeError(
-            f"{name}: `{field}` has dtype {dtype_of(matrix)}; give real floating-point numbers "
-            "(float32 or float64)."
-        )
+    check_real(name, field, dtype_of(matrix))
     return matrix
 
 

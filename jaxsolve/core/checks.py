@@ -53,6 +53,15 @@ def check_array(name: str, field: str, value: Any) -> Array:
         raise TypeError(f"{name}: `{field}` must be an array; got {kind(value)}.") from error
 
 
+def check_real(name: str, field: str, dtype: Any) -> None:
+    """Raise `TypeError` unless numbers are float32 or float64: of others no matrix is factored."""
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(
+            f"{name}: `{field}` has dtype {dtype}; give real floating-point numbers "
+            "(float32 or float64)."
+        )
+
+
 def check_point(name: str, field: str, value: Any, like: Array) -> Array:
     """One point as an array; raises unless it has the shape of a row of `like`: most often it is a
     batch."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core.checks import check_array, check_number, show
+from ..core.checks import check_array, check_number, check_real, show
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Guess, Point, Residual, Scale
 from ..core.unsolved import failure
@@ -129,8 +129,7 @@ class SchrodingerBridge(AbstractProblem):
         """Both samples in one dtype; raises where they do not fit."""
         arrays = [check_array("SchrodingerBridge", k, getattr(self, k)) for k in ("x0", "x1")]
         for name, x in zip(("x0", "x1"), arrays, strict=True):
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                raise TypeError(f"SchrodingerBridge: `{name}` is {show(x)}; points are floating.")
+            check_real("SchrodingerBridge", name, x.dtype)
             if x.ndim != 2 or x.size == 0:
                 raise ValueError(
                     f"SchrodingerBridge: `{name}` is {show(x)}; points are the rows of a matrix."

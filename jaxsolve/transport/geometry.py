@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import check_array, show
+from ..core.checks import check_array, check_real, show
 from ..core.vectors import identity, matmul
 
 Scalar = Float[Array, ""]
@@ -126,11 +126,7 @@ class Dense(AbstractGeometry):
                 f"EntropicTransport: `cost` is {show(costs)}: it must have shape [any, any], with "
                 "one entry or more."
             )
-        if not jnp.issubdtype(costs.dtype, jnp.floating):
-            raise TypeError(
-                f"EntropicTransport: `cost` has dtype {costs.dtype}; give real floating-point "
-                "numbers."
-            )
+        check_real("EntropicTransport", "cost", costs.dtype)
         return Dense(costs)
 
     def kernel(self, g: Columns, live: Bool[Array, " m"], epsilon: Scalar) -> "DenseKernel":

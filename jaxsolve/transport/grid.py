@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import check_array, check_instance, check_shape, show
+from ..core.checks import check_array, check_instance, check_real, check_shape, show
 from .geometry import AbstractGeometry, AbstractKernel, Columns, Scalar
 
 
@@ -73,10 +73,11 @@ class Grid(AbstractGeometry):
 
     def checked(self) -> "Grid":
         for c in self.costs:
-            if not jnp.issubdtype(c.dtype, jnp.floating) or c.dtype != self.dtype:
+            check_real("EntropicTransport", "costs", c.dtype)
+            if c.dtype != self.dtype:
                 raise TypeError(
                     f"EntropicTransport: `costs` are {[show(c) for c in self.costs]}: give them in "
-                    "one floating-point precision."
+                    "one precision."
                 )
         return self
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..core.checks import check_array, check_count, check_instance, show
+from ..core.checks import check_array, check_count, check_instance, check_real, show
 from ..core.closure import trace
 from ..core.mesh import vary
 from ..core.vectors import matmul
@@ -76,10 +76,11 @@ class Points(AbstractGeometry):
         return Points(self.y, self.x, None if fn is None else _Turned(fn), self.block)
 
     def checked(self) -> "Points":
-        if self.x.dtype != self.y.dtype or not jnp.issubdtype(self.x.dtype, jnp.floating):
+        check_real("EntropicTransport", "x", self.x.dtype)
+        if self.x.dtype != self.y.dtype:
             raise TypeError(
                 f"EntropicTransport: `x` is {show(self.x)} and `y` is {show(self.y)}: give both in "
-                "one floating-point precision."
+                "one precision."
             )
         if self.cost_fn is None:
             if self.x.shape[1] != self.y.shape[1]:

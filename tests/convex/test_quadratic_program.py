@@ -122,3 +122,12 @@ def test_prepared_data_do_not_retrace(x64):
     value(jnp.ones(3))
     value(-jnp.ones(3))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.complex64])
+def test_a_dtype_that_nothing_factors_is_refused_by_name(dtype):
+    one = jnp.ones(2, dtype)
+    with pytest.raises(
+        TypeError, match=r"QuadraticProgram: `q` has dtype \w+; give real .*float32"
+    ):
+        js.solve(js.QuadraticProgram(jnp.eye(2, dtype=dtype), one, lower=0 * one))

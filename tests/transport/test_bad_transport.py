@@ -46,9 +46,19 @@ def known(dim=2, epsilon=1.0, key=KEY, **fields):
     return js.gaussian_mixture_benchmark(dim, epsilon, key, **fields)
 
 
+HALF = jnp.bfloat16
 BATCH = np.ones((2, 3))  # of as many points as the bridge has components
 BAD = {
     "cost": (lambda: transport("a"), TypeError, "`cost`"),
+    "half": (lambda: transport(jnp.asarray(COST, HALF)), TypeError, "`cost` has dtype bfloat16"),
+    "half x": (
+        lambda: points(jnp.asarray(X, HALF), jnp.asarray(Y, HALF)), TypeError, "`x` has dtype"
+    ),
+    "half costs": (
+        lambda: grid((2, 3), SIX, costs=(jnp.ones((2, 2), HALF), jnp.ones((3, 3), HALF))),
+        TypeError, "`costs` has dtype bfloat16"
+    ),
+    "half x0": (lambda: bridge(x0=jnp.asarray(X, HALF)), TypeError, "`x0` has dtype"),
     "a": (lambda: transport(COST, "u"), TypeError, "`a`"),
     "epsilon": (lambda: transport(COST, epsilon="a"), TypeError, "`epsilon`"),
     "no epsilon": (lambda: transport(COST, epsilon=None), TypeError, "`epsilon`"),

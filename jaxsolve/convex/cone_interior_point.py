@@ -297,7 +297,7 @@ def _proof(form: Form, h, x, z, s) -> Int[Array, ""]:
     -K than from -s."""
     squares = form.squares(1)
     # The root of a mean square, times that of n, is no less than the largest entry.
-    count = jnp.sqrt(1.0 * x.size)
+    count = x.size**0.5
     distance = h * count / jnp.sqrt(positive(squares))
     off = jnp.where(form.fixed(), 0, s) + form.apply(x)
     parts = [off * jnp.sqrt(row_weights(form)) * count]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..core.checks import check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
-from ..core.triangular import cholesky, solve_definite
+from ..core.triangular import solve_alike
 from ..core.vectors import dot, finite, matmul, norm, ravel
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
@@ -179,7 +179,7 @@ class Anderson(AbstractSolver[FixedPoint | Root]):
         ridge = 10 * self.memory * jnp.finfo(values.dtype).eps
         scaled = gram / (sizes[:, None] * sizes[None, :])
         scaled = scaled + jnp.diag(jnp.where(used, ridge, 1.0).astype(values.dtype))
-        weights = solve_definite(cholesky(scaled), matmul(changes, values) / sizes) / sizes
+        weights = solve_alike(scaled, matmul(changes, values) / sizes) / sizes
         weights = jnp.where(finite(weights), weights, jnp.zeros_like(weights))
         left = values - matmul(weights, changes)
         return -self.mixing * left - matmul(weights, steps)

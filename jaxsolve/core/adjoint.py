@@ -33,7 +33,7 @@ from .search import (
 )
 from .solution import Guess, Point, Solution
 from .solver import AbstractSolver
-from .unsolved import failure, gated, guarded, plus
+from .unsolved import failure, gated, guarded, plus, usable
 from .vectors import frozen, norm
 
 Search = Callable[[], Outcome]
@@ -136,8 +136,7 @@ class Implicit(AbstractAdjoint):
             data, found, (solved, inverse, fixed) = primals
             point = at(data, found, (solved, inverse, fixed))
             # NaN in a refused lane's data must not reach others through data that they share.
-            clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), data)
-            place = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), point)
+            clean, place = usable((data, point), solved)
 
             def conditions(data: PyTree, point: Point) -> Point:
                 return plus(system(fixed, data, point), failure(data, solved))
@@ -265,7 +264,7 @@ def envelope(
         data, point, solved = primals
         value = at(data, point, solved)
         # Of a refused lane too, so that its NaN do not reach what it shares with others.
-        clean = jax.tree.map(lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, point))
+        clean = usable((data, point), solved)
 
         def held(data: PyTree[Array]) -> Float[Array, ""]:
             return plus(fn(clean[1], data), failure(data, solved))

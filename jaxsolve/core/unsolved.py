@@ -107,6 +107,12 @@ def where_solved(data: PyTree[Array], solved: Bool[Array, ""]) -> PyTree[Array]:
     return jax.tree.map(lambda x: gate(x, solved), data)
 
 
+def usable(tree: PyTree[Array], solved: Bool[Array, ""]) -> PyTree[Array]:
+    """The tree, with 0 for what is not finite where not `solved`: a product of it with 0 would put
+    NaN into what lanes share."""
+    return jax.tree.map(lambda x: jnp.where(solved | jnp.isfinite(x), x, jnp.zeros_like(x)), tree)
+
+
 def plus(tree: PyTree[Array], number: Float[Array, ""] | float) -> Any:
     """A number added to every entry, in the dtype of its leaf."""
     return jax.tree.map(lambda x: x + jnp.asarray(number).astype(x.dtype), tree)

@@ -22,6 +22,7 @@ from ...core.problem import AbstractProblem, Structure
 from ...core.search import begin, conclude
 from ...core.solution import RESULTS, Guess, Point, Residual, Scale
 from ...core.solver import AbstractSolver
+from ...core.unsolved import usable
 from ...core.vectors import clean, frozen, largest
 from .base import AbstractClosedForm
 
@@ -150,9 +151,7 @@ class Explicit(AbstractAdjoint):
             data, at, solved = primals
             at = attached(data, at, solved)
             # A refused lane's NaN must not reach others through data that they share.
-            clean, place = jax.tree.map(
-                lambda x: jnp.where(solved, x, jnp.nan_to_num(x)), (data, at)
-            )
+            clean, place = usable((data, at), solved)
             # In a shard_map `clean` varies with `solved`, where shared data do not.
             moved = jax.tree.map(lambda t, c: vary(t, varying(c)), tangents[0], clean)
             _, pushed = jax.jvp(lambda d: face(d, place), (clean,), (moved,))

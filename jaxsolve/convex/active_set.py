@@ -21,6 +21,7 @@ derivative.
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -131,23 +132,25 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         worth = jnp.where(reduced.fixed, -FIRST, basic / state.sizes)
         worth = jnp.where(working | (reduced.penalty == 0), 0, worth)
         fresh = state.driven == NONE
-        driven = jnp.where(fresh, _smallest(worth), state.driven)
+        driven = jnp.where(fresh, _smallest(worth)[0], state.driven)
         here = rows == driven
         change = _column(tableau, here)
-        slope, slack, size = _entry(change, here), _entry(basic, here), _entry(state.sizes, here)
+        at_row = jnp.where(here, jnp.stack([change, basic, state.sizes]), 0)
+        slope, slack, size = jnp.sum(at_row, axis=1)
 
         # How far: to a slack of 0, unless a multiplier of the working set is 0 before.
         moves = slope > jnp.finfo(basic.dtype).eps ** 0.75 * size**2
         whole = jnp.where(moves, -slack / jnp.where(moves, slope, 1), jnp.inf)
         falls = working & ~reduced.fixed & (change < 0)
         ratios = jnp.where(falls, -basic / jnp.where(falls, change, -1), jnp.inf)
-        block = jnp.maximum(jnp.min(ratios), 0)
+        blocking, least = _smallest(ratios)
+        block = jnp.maximum(least, 0)
         enters = whole <= block
         length = jnp.where(enters, whole, block)
         lost = ~jnp.isfinite(length)
         length = jnp.where(lost, 0, length)
 
-        leaves = rows == _smallest(ratios)
+        leaves = rows == blocking
         at = jnp.where(enters, here, leaves)
         multiplier = state.multiplier + length
         basic = basic + length * change
@@ -190,8 +193,10 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         right = -(reduced.gradient + reduced.transposed(z))
         found = iterate_at(reduced, solve_definite(state.factor, right), z)
         active = state.working | reduced.fixed
-        polished, factor, _ = polish(reduced, found, active)
-        better = natural_error(reduced, polished) <= natural_error(reduced, found)
+        polished, factor = polish(reduced, found, active)
+        both = jax.tree.map(lambda *x: jnp.stack(x), polished, found)
+        errors = jax.vmap(natural_error, in_axes=(None, 0))(reduced, both)
+        better = errors[0] <= errors[1]
         v = jnp.where(better, polished.v, found.v)
         z = jnp.where(better, polished.z, found.z)
         return eqx.tree_at(
@@ -213,11 +218,12 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         return active_system(problem, state.reduced, state.factor, weight, state.basic)
 
 
-def _smallest(values: Float[Array, " m"]) -> Int[Array, ""]:
-    """`argmin`, which XLA computes number by number on CPUs: two reductions take a third of it."""
+def _smallest(values: Float[Array, " m"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """The first place of the minimum, and the minimum. An `argmin` goes number by number on CPUs:
+    two reductions take a third of it."""
     rows = jnp.arange(values.size, dtype=jnp.int32)
     least = lax.optimization_barrier(jnp.min(values))
-    return jnp.min(jnp.where(values == least, rows, values.size))
+    return jnp.min(jnp.where(values == least, rows, values.size)), least
 
 
 def _column(matrix: Float[Array, "m m"], at: Bool[Array, " m"]) -> Float[Array, " m"]:

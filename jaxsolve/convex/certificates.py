@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
-from ..core.vectors import largest, positive
+from ..core.vectors import maxima, positive
 from . import sparse
 from .scales import wide
 
@@ -14,7 +14,8 @@ from .scales import wide
 def separation(products: Float[Array, " m"], noise: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether the sum of `products` is below 0 by more than `wide` times `noise`, and by more than
     the rounding of the sum."""
-    gap, terms = -jnp.sum(products), jnp.sum(jnp.abs(products))
+    total, terms = jnp.sum(jnp.stack([products, jnp.abs(products)]), axis=1)
+    gap = -total
     return (gap > 100 * jnp.finfo(products.dtype).eps * terms) & (
         gap >= wide(products.dtype) * noise
     )
@@ -47,8 +48,8 @@ def proves_infeasible(problem: Any, dual: Dual) -> Bool[Array, ""]:
         products.append(weight * side)
         size = 1.0 if matrix is None else positive(sparse.sizes(matrix))
         distances.append(side / size)
-    far = largest(jnp.concatenate(distances + [problem.q[:1] * 0]))
-    return signs & separation(jnp.concatenate(products), far * largest(rest))
+    far, push = maxima([jnp.concatenate(distances), rest])
+    return signs & separation(jnp.concatenate(products), far * push)
 
 
 def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
@@ -57,7 +58,7 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     To rounding: q'd is 1e6 (1e3) times each violation, of rows scaled to the size of q. A feasible
     point has to be shown apart; where there is none, `infeasible` is found first.
     """
-    parts = [scaled(problem.P, sparse.symmetric(problem.P, ray))]
+    parts = [scaled(problem.P, problem.bend(ray))]
     if problem.A is not None:
         parts.append(scaled(problem.A, sparse.apply(problem.A, ray)))
     if problem.G is not None:
@@ -66,7 +67,8 @@ def proves_unbounded(problem: Any, ray: Float[Array, " n"]) -> Bool[Array, ""]:
     for bound, sign in ((problem.lower, -1), (problem.upper, 1)):
         if bound is not None:
             parts.append(jnp.where(jnp.isfinite(bound), jnp.maximum(sign * ray, 0), 0))
-    return separation(problem.q * ray, largest(problem.q) * largest(jnp.concatenate(parts)))
+    slope, miss = maxima([problem.q, jnp.concatenate(parts)])
+    return separation(problem.q * ray, slope * miss)
 
 
 def scaled(matrix: Any, product: Float[Array, " m"]) -> Float[Array, " m"]:

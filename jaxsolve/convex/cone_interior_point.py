@@ -303,7 +303,7 @@ def _proof(form: Form, h, x, z, s) -> Int[Array, ""]:
     parts = [off * jnp.sqrt(row_weights(form)) * count]
     if form.P is not None:
         parts.append(scaled(form.P, form.bend(x)))
-    return proof(form.q, h, distance, x, z, form.transposed(z), largest(parts))
+    return proof(form.q, h, distance, x, z, form.transposed(z), jnp.concatenate(parts))
 
 
 def _itself(d: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, largest, positive
+from ..core.vectors import dot, largest, maxima, positive
 from . import fields, sparse
 from .certificates import scaled, separation
 from .cones import (
@@ -32,7 +32,7 @@ from .cones import (
     SecondOrder,
     Zero,
 )
-from .scales import counted, counted_sizes, largest_of, scale_of
+from .scales import counted, dual_scale_of, scale_of, side_of, sizes_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -40,15 +40,12 @@ if TYPE_CHECKING:
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions before complementarity, and the sizes of what was added up, 1 or
-    more: of the equalities, at each row of G that of its cone, and for the gradient."""
+    """The optimality conditions before complementarity, and what was added up to form them."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
     slack: Float[Array, " m"] | None
-    equality_size: Float[Array, ""]
-    slack_size: Float[Array, " m"]
-    dual_scale: Float[Array, ""]
+    terms: dict[str, Array]
 
 
 def as_cones(cones: Iterable[AbstractCone] | AbstractCone) -> tuple[AbstractCone, ...]:
@@ -80,6 +77,7 @@ class ConeProgram(AbstractProblem):
         G, h: s = h - Gx.
         cones: `Zero, Nonnegative, SecondOrder, PositiveSemidefinite, Exponential`, in the order of
             the rows of G.
+        symmetric: set by `prepare` once P is.
     """
 
     P: Matrix | None
@@ -89,6 +87,7 @@ class ConeProgram(AbstractProblem):
     G: Matrix | None = eqx.field(default=None, kw_only=True)
     h: Float[Array, " m"] | None = eqx.field(default=None, kw_only=True)
     cones: tuple[AbstractCone, ...] = eqx.field(default=(), kw_only=True, converter=as_cones)
+    symmetric: bool = eqx.field(default=False, static=True, kw_only=True, repr=False)
 
     @property
     def cone(self) -> Product:
@@ -101,7 +100,9 @@ class ConeProgram(AbstractProblem):
 
     def bend(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """(P + P')x/2."""
-        return jnp.zeros_like(x) if self.P is None else sparse.symmetric(self.P, x)
+        if self.P is None:
+            return jnp.zeros_like(x)
+        return (sparse.apply if self.symmetric else sparse.symmetric)(self.P, x)
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """x'Px/2 + q'x."""
@@ -110,28 +111,21 @@ class ConeProgram(AbstractProblem):
     def conditions(self, point: Point) -> Conditions:
         """The gradient of the Lagrangian, Ax - b and the slack."""
         x, dual = point.primal, point.dual
-        bent = self.bend(x)
-        gradient = bent + self.q
-        one = jnp.ones_like(x[0])
-        terms = jnp.maximum(jnp.maximum(one, counted(bent, x)), largest(self.q))
-        equality_size, equality, slack, slack_size = one, None, None, self.q[:0]
+        terms = {"x": x, "Px": self.bend(x), "q": self.q}
+        gradient, equality, slack = terms["Px"] + self.q, None, None
         if self.A is not None and self.b is not None:
-            row, push = sparse.apply(self.A, x), sparse.transposed(self.A, dual.equality)
-            equality, gradient = row - self.b, gradient + push
-            equality_size = jnp.maximum(jnp.maximum(one, counted(row, x)), largest(self.b))
-            terms = jnp.maximum(terms, counted(push, dual.equality))
+            terms |= {"Ax": sparse.apply(self.A, x), "b": self.b, "y": dual.equality}
+            terms["A'y"] = sparse.transposed(self.A, dual.equality)
+            equality, gradient = terms["Ax"] - self.b, gradient + terms["A'y"]
         if self.G is not None and self.h is not None:
-            row, push = sparse.apply(self.G, x), sparse.transposed(self.G, dual.inequality)
-            slack, gradient = self.h - row, gradient + push
-            size = counted_sizes(self.cone.sizes(row), x, (self.b, self.h))
-            size = jnp.maximum(size, self.cone.sizes(self.cone.binding(self.h)))
-            slack_size = jnp.maximum(size, 1)
-            terms = jnp.maximum(terms, counted(push, dual.inequality))
-        return Conditions(gradient, equality, slack, equality_size, slack_size, terms)
+            terms |= {"Gx": sparse.apply(self.G, x), "h": self.h, "z": dual.inequality}
+            terms["G'z"] = sparse.transposed(self.G, dual.inequality)
+            slack, gradient = self.h - terms["Gx"], gradient + terms["G'z"]
+        return Conditions(gradient, equality, slack, terms)
 
     def optimality(self, point: Point) -> Point:
         found, natural = self.conditions(point), None
-        if found.slack is not None:
+        if found.slack is not None and self.h is not None:
             z = point.dual.inequality
             natural = found.slack - self.cone.project(found.slack - z)
         return Point(found.gradient, Dual(found.equality, natural))
@@ -145,28 +139,39 @@ class ConeProgram(AbstractProblem):
         1e6 (1e3 in float32) count no more than at that size, or than b and h. Complementarity is
         that of slack and dual each over its scale. `scale` says what that came to.
         """
-        found = self.conditions(point)
-        zero = jnp.zeros_like(found.dual_scale)
-        amiss, amiss_scaled, worst, largest_size = [], [], zero, found.equality_size
+        found, one = self.conditions(point), jnp.ones_like(point.primal[0])
+        size, cone = sizes_of(found.terms), self.cone
+        dual_scale = dual_scale_of(size)
+        widest, amiss, amiss_scaled, natural, natural_scaled = one, [], [], [], []
         if found.equality is not None:
-            amiss, amiss_scaled = [found.equality], [found.equality / largest_size]
-        scale = jnp.maximum(largest_size, found.dual_scale)
-        if found.slack is not None:
-            s, z, size, cone = found.slack, point.dual.inequality, found.slack_size, self.cone
-            largest_size = jnp.maximum(largest_size, largest(size))
+            widest = jnp.maximum(one, jnp.maximum(counted(size["Ax"], size["x"]), size["b"]))
+            amiss, amiss_scaled = [found.equality], [found.equality / widest]
+        if found.slack is not None and self.h is not None:
+            s, z = found.slack, point.dual.inequality
+            width = counted(cone.sizes(found.terms["Gx"]), size["x"], side_of(size))
+            width = jnp.maximum(width, cone.sizes(cone.binding(self.h)))
+            width = jnp.maximum(width, 1)
+            widest = jnp.maximum(widest, jnp.max(width))
             outside = s - cone.project(s)
-            amiss, amiss_scaled = [*amiss, outside], [*amiss_scaled, outside / size]
-            worst = largest(s - cone.project(s - z))
-            s, z = s / size, z / found.dual_scale
-            relative = largest(s - cone.project(s - z))
-            # Where s absorbs z, only the second is not 0.
-            scale = jnp.maximum(largest_size, found.dual_scale)
-            worst = jnp.where(worst > 0, worst, relative * scale)
-            scale = scale_of(worst, relative, scale)
-        primal = largest_of(amiss, zero)
-        primal_scale = scale_of(primal, largest_of(amiss_scaled, zero), largest_size)
+            amiss, amiss_scaled = [*amiss, outside], [*amiss_scaled, outside / width]
+            natural = [s - cone.project(s - z)]
+            s, z = s / width, z / dual_scale
+            natural_scaled = [s - cone.project(s - z)]
+        parts = [amiss, amiss_scaled, natural, natural_scaled, [found.gradient]]
+        errors = maxima([jnp.concatenate([self.q[:0], *part]) for part in parts])
+        primal, primal_relative, worst, relative, dual = errors
+        # Where s absorbs z, only the scaled one is not 0.
+        scale = jnp.maximum(widest, dual_scale)
+        worst = jnp.where(worst > 0, worst, relative * scale)
         return Residual(
-            primal, largest(found.gradient), worst, Scale(primal_scale, found.dual_scale, scale)
+            primal,
+            dual,
+            worst,
+            Scale(
+                scale_of(primal, primal_relative, widest),
+                dual_scale,
+                scale_of(worst, relative, scale),
+            ),
         )
 
     def default_solver(self) -> "AbstractSolver":
@@ -195,7 +200,9 @@ class ConeProgram(AbstractProblem):
             )
         matrices = {field: found[field] for field in ("A", "b", "G", "h")}
         cones = tuple(cone for cone in self.cones if cone.rows)
-        return type(self)(found["P"], found["q"], cones=cones, **matrices), value
+        P = found["P"]
+        known = P is not None and not sparse.is_matrix_free(P)
+        return type(self)(P, found["q"], cones=cones, **matrices, symmetric=known), value
 
     def zero_dual(self) -> Dual:
         """Multipliers of zeros, of this problem's structure."""
@@ -205,8 +212,7 @@ class ConeProgram(AbstractProblem):
         )
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        data = (self.P, self.q, self.A, self.b, self.G, self.h, guess.primal)
-        clean = jnp.all(jnp.stack([sparse.all_finite(x) for x in data if x is not None]))
+        clean = sparse.all_finite(self.P, self.q, self.A, self.b, self.G, self.h, guess.primal)
         result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
         return result, Point(jnp.where(clean, guess.primal, 0.0), self.zero_dual())
 

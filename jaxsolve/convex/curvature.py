@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ..core.vectors import largest, matmul, positive
+from ..core.vectors import matmul, maxima, positive
 from . import sparse
 from .sparse import Matrix
 
@@ -14,12 +14,12 @@ def is_convex(P: Matrix | None, A: Matrix | None) -> Bool[Array, ""]:
     sparse matrices and operators it is believed."""
     if P is None or any(sparse.is_matrix_free(x) for x in (P, A)):
         return jnp.array(True)
-    eps, size = jnp.finfo(P.dtype).eps, positive(largest(P))
+    eps = jnp.finfo(P.dtype).eps
+    square = jnp.zeros_like(P) if A is None else matmul(A.T, A)
+    size, other = positive(maxima([P, square]))
     little = jnp.diag(eps**0.6 * size + jnp.zeros_like(P[0]))
     forms = P[None]
     if A is not None:
-        square = matmul(A.T, A)
-        weight = eps**-0.25 * size / positive(largest(square))
-        forms = jnp.stack([P, P + weight * square])
+        forms = jnp.stack([P, P + eps**-0.25 * size / other * square])
     factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
     return jnp.any(jnp.isfinite(factors[:, -1, -1]))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.triangular import cholesky, solve_definite
-from ..core.vectors import dot, largest, positive
+from ..core.vectors import dot, largest, maxima, positive
 from .certificates import separation
 from .curvature import is_convex
 from .interior_point import UNKNOWN, less
@@ -102,9 +102,9 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         # is not mere rounding of 0: from there they would take a hundred steps to a certificate.
         size = reduced.sizes
         push = jnp.maximum(reduced.dual_scale, jnp.finfo(zero.dtype).eps ** 0.5)
-        count = jnp.sum(jnp.where(reduced.limit != 0, 1 + zero, 0))
-        far = jnp.sum(jnp.abs(reduced.limit) / size) / jnp.maximum(count, 1)
-        far = jnp.maximum(far, 1)
+        marks = jnp.where(reduced.limit != 0, 1 + zero, 0)
+        count, total = jnp.sum(jnp.stack([marks, jnp.abs(reduced.limit) / size]), axis=1)
+        far = jnp.maximum(total / jnp.maximum(count, 1), 1)
         s, z = jnp.where(free, far * size, 0), jnp.where(free, push / size, 0)
         ray = Ray(none, z, s, zero + 1, far * push).pack()
         unknown = zero + UNKNOWN
@@ -144,7 +144,7 @@ class HomogeneousEmbedding(AbstractSolver[QuadraticProgram]):
         polished = (state.levels[1] <= state.levels[0]) & (proved == OPEN)
         best = unpack(jnp.where(polished, state.trial, state.ray), problem.q.shape[0])
         # A ray is scaled to size 1, a point to tau = 1.
-        sizes = jnp.stack([best.tau, largest(jnp.append(best.z, 0)), largest(best.x)])
+        sizes = jnp.concatenate([best.tau[None], maxima([best.z, best.x])])
         x, z = best.x / positive(sizes[proved]), best.z / positive(sizes[proved])
         if problem.lower is not None and problem.upper is not None:
             fixed = (problem.lower == problem.upper) & (proved == OPEN)
@@ -192,13 +192,12 @@ def _step(state: State) -> State:
     # The embedding's residuals, and the complementarity to aim for.
     own = jnp.where(correct, 1 - state.second[-1], 1)
     bent, row = reduced.apply(old.x)
-    curved = dot(old.x, bent) / old.tau**2
+    curved, linear = jnp.sum(jnp.stack([bent, reduced.gradient]) * old.x, axis=1)
+    curved = curved / old.tau**2
     r_x = own * (bent + reduced.transposed(old.z) + reduced.gradient * old.tau)
     r_z = own * jnp.where(present, row + old.s - reduced.limit * old.tau, 0)
-    r_t = own * (
-        old.kappa + dot(reduced.gradient, old.x) + dot(reduced.limit, old.z) + curved * old.tau
-    )
-    rows = jnp.sum(free).astype(r_x.dtype) + 1
+    r_t = own * (old.kappa + linear + dot(reduced.limit, old.z) + curved * old.tau)
+    rows = reduced.degree + 1
     mu = (jnp.sum(jnp.where(free, old.s * old.z, 0)) + old.tau * old.kappa) / rows
     products = jnp.where(correct, state.second[-1] * mu - state.second[:-1], 0)
     centre = jnp.where(free, products[:-1] / safe_s - old.z, 0)
@@ -206,16 +205,17 @@ def _step(state: State) -> State:
     r_k = products[-1] - old.tau * old.kappa
 
     # The step is u + tau w, with w the response to tau.
-    (u_x, w_x), (u_z, w_z) = jax.vmap(solve)(
+    xs, zs = jax.vmap(solve)(
         jnp.stack([r_x, reduced.gradient]),
         jnp.stack([r_z, -reduced.limit]),
         jnp.stack([centre, jnp.zeros_like(centre)]),
     )
     slope = reduced.gradient + 2 * bent / old.tau
-    top = -r_t - r_k / old.tau - dot(slope, u_x) - dot(reduced.limit, u_z)
-    bottom = dot(slope, w_x) + dot(reduced.limit, w_z) - curved - old.kappa / old.tau
+    constant, response = jnp.sum(xs * slope, axis=1) + jnp.sum(zs * reduced.limit, axis=1)
+    top = -r_t - r_k / old.tau - constant
+    bottom = response - curved - old.kappa / old.tau
     tau = jnp.where(polish, 0, top / jnp.where(bottom < 0, bottom, -1))
-    x, z = u_x + tau * w_x, u_z + tau * w_z
+    x, z = xs[0] + tau * xs[1], zs[0] + tau * zs[1]
     s = jnp.where(free, -r_z - reduced.apply(x)[1] + reduced.limit * tau, 0)
     # A slack far below its multiplier is smaller than the rounding of Kx: from complementarity.
     s = jnp.where(free & (true > reduced.penalty), (centre - z) * inverse, s)
@@ -283,7 +283,7 @@ def proof(
     x: Float[Array, " n"],
     z: Float[Array, " m"],
     push: Float[Array, " n"],
-    miss: Float[Array, ""],
+    miss: Float[Array, " k"],
 ) -> Int[Array, ""]:
     """What an iterate proves: as in `certificates.py`, where the problem itself is asked.
 
@@ -293,9 +293,9 @@ def proof(
         push: K'z.
         miss: how far Px is from 0 and Kx from -K, in rows of size 1.
     """
-    noise = largest(jnp.append(distance, 0)) * largest(push)
-    infeasible = separation(limit * z, noise)
-    unbounded = separation(q * x, largest(q) * miss)
+    far, rest, slope, amiss = maxima([distance, push, q, miss])
+    infeasible = separation(limit * z, far * rest)
+    unbounded = separation(q * x, slope * amiss)
     return jnp.where(infeasible, INFEASIBLE, jnp.where(unbounded, UNBOUNDED, OPEN))
 
 
@@ -305,7 +305,7 @@ def _proof(reduced: Reduced, ray: Ray, bent, row, push) -> Int[Array, ""]:
     curved = jnp.max(jnp.abs(reduced.hessian), axis=1) / 10
     over = jnp.where(reduced.free, jnp.maximum(row, 0), 0)
     over = jnp.where(reduced.fixed, jnp.abs(row), over) * size
-    miss = largest(jnp.concatenate([bent / positive(curved), over]))
+    miss = jnp.concatenate([bent / positive(curved), over])
     return proof(reduced.gradient, reduced.limit, reduced.limit * size, ray.x, ray.z, push, miss)
 
 

@@ -99,7 +99,7 @@ def _listed(shapes: Any) -> str:
     return ", ".join(f"{name} {x}" for name, x in named.items() if x is not None) or "none"
 
 
-def two_sided(A: Array, l: Array, u: Array) -> dict[str, Array]:
+def two_sided(A: Array, l: Array, u: Array) -> dict[str, Any]:
     """Fields A, b, G, h for l <= Ax <= u."""
     if jnp.ndim(A) != 2 or jnp.shape(l) != (jnp.shape(A)[0],) or jnp.shape(u) != jnp.shape(l):
         raise ValueError(

@@ -57,7 +57,7 @@ class LinearProgram(AbstractProblem):
         found, value = fields.prepare(self, init, linear="c")
         c, _ = found.pop("c"), found.pop("P")
         free = next((x for x in (found["A"], found["G"]) if sparse.is_matrix_free(x)), None)
-        return _Flat(sparse.zeros(c.shape[0], free, c.dtype), c, **found), value
+        return _Flat(sparse.zeros(c.shape[0], free, c.dtype), c, **found, symmetric=True), value
 
     @property
     def quadratic(self) -> QuadraticProgram:

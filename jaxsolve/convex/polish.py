@@ -66,7 +66,7 @@ class ActiveSystem(AbstractPreconditioner):
         """dx, dy, dz of the system above, `offset` added to dz."""
         reduced = self.reduced
         offset = jnp.zeros_like(r_z) if offset is None else offset
-        if reduced.rotation is None or r_y is None:
+        if reduced.basis is None or r_y is None:
             base, gradient = jnp.zeros_like(r_x), -r_x
         else:
             base = reduced.particular(r_y[: reduced.equalities])
@@ -76,7 +76,7 @@ class ActiveSystem(AbstractPreconditioner):
         dv = solve_definite(self.factor, right)
         dx = dv if reduced.start is None else base + reduced.lift(dv) - reduced.start
         dz = offset + self.weight * (self.rows(dx) - r_z)
-        if reduced.rotation is None or r_y is None:
+        if reduced.basis is None or r_y is None:
             return dx, None if r_y is None else jnp.zeros_like(r_y), dz
         dy = reduced.equality_dual(matmul(self.P, dx) + self.columns(dz) - r_x)
         missing = r_y.shape[0] - dy.shape[0]
@@ -113,17 +113,15 @@ class ActiveSystem(AbstractPreconditioner):
 
 def polish(
     reduced: Reduced, old: Iterate, active: Bool[Array, " m"]
-) -> tuple[Iterate, Float[Array, "k k"], Float[Array, " m"]]:
+) -> tuple[Iterate, Float[Array, "k k"]]:
     """The solution at which the rows `active` are equalities and the others have no multiplier,
-    refined once, with the factor and the weights of its system."""
+    from a point near it (the weight leaves some 1e-6 of the distance), and the factor."""
     weight = jnp.where(active, reduced.penalty, 0)
     factor = cholesky(reduced.normal(weight))
-    for _ in range(2):
-        gap = old.row + old.s - reduced.limit
-        centre = jnp.where(active, -weight * old.s, -old.z)
-        step = direction(reduced, factor, weight, old.gradient, gap, centre)
-        old = jax.tree.map(jnp.add, old, step)
-    return old, factor, weight
+    gap = old.row + old.s - reduced.limit
+    centre = jnp.where(active, -weight * old.s, -old.z)
+    step = direction(reduced, factor, weight, old.gradient, gap, centre)
+    return jax.tree.map(jnp.add, old, step), factor
 
 
 def answer(

@@ -9,17 +9,19 @@ y, z, w_l, w_u of the constraints in this order, x is a solution when
     min(z, h - Gx) = 0,   min(w_l, x - lower) = 0,   min(w_u, upper - x) = 0.
 """
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
 from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, largest
+from ..core.vectors import dot, maxima
 from . import fields, sparse
-from .scales import counted, counted_sizes, largest_of, scale_of
+from .scales import counted, dual_scale_of, finite_part, scale_of, side_of, sizes_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -32,14 +34,12 @@ SMALL = 10
 
 
 class Conditions(NamedTuple):
-    """The optimality conditions before complementarity, and the sizes of what was added up: of each
-    field, 1 or more, and for the gradient."""
+    """The optimality conditions before complementarity, and what was added up to form them."""
 
     gradient: Float[Array, " n"]
     equality: Float[Array, " p"] | None
     slack: Dual
-    sizes: Dual
-    dual_terms: list[Array]
+    terms: dict[str, Array]
 
 
 class QuadraticProgram(AbstractProblem):
@@ -62,6 +62,7 @@ class QuadraticProgram(AbstractProblem):
         G, h: inequalities; +inf in h is a row without effect.
         lower, upper: bounds, infinite where there is none; a scalar is for all variables. Equal
             entries fix a variable.
+        symmetric: set by `prepare` once P is.
     """
 
     P: Float[Array, "n n"] | Matrix
@@ -76,6 +77,7 @@ class QuadraticProgram(AbstractProblem):
     upper: Float[Array, " n"] | Float[Array, ""] | float | None = eqx.field(
         default=None, kw_only=True
     )
+    symmetric: bool = eqx.field(default=False, static=True, kw_only=True, repr=False)
 
     @classmethod
     def from_two_sided(
@@ -104,40 +106,30 @@ class QuadraticProgram(AbstractProblem):
         """x'Px/2 + q'x."""
         return dot(x, sparse.apply(self.P, x)) / 2 + dot(self.q, x)
 
+    def bend(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """(P + P')x/2."""
+        return (sparse.apply if self.symmetric else sparse.symmetric)(self.P, x)
+
     def conditions(self, point: Point) -> Conditions:
         """The gradient of the Lagrangian, Ax - b and the slacks."""
         x, dual = point.primal, point.dual
-        terms = [sparse.symmetric(self.P, x), self.q]
-        pushes, equality = [counted(terms[0], x), self.q], None
-        slacks, sizes = {}, {}
-        sides = (self.b, self.h, self.lower, self.upper)
+        terms = {"x": x, "Px": self.bend(x), "q": self.q}
+        gradient, equality, slacks = terms["Px"] + self.q, None, {}
         if self.A is not None and self.b is not None:
-            row = sparse.apply(self.A, x)
-            equality = row - self.b
-            terms.append(sparse.transposed(self.A, dual.equality))
-            sizes["equality"] = jnp.maximum(counted(row, x), largest(self.b))
-            pushes.append(counted(terms[-1], dual.equality))
+            terms |= {"Ax": sparse.apply(self.A, x), "b": self.b, "y": dual.equality}
+            terms["A'y"] = sparse.transposed(self.A, dual.equality)
+            equality, gradient = terms["Ax"] - self.b, gradient + terms["A'y"]
         if self.G is not None and self.h is not None:
-            row = sparse.apply(self.G, x)
-            slacks["inequality"] = self.h - row
-            terms.append(sparse.transposed(self.G, dual.inequality))
-            sizes["inequality"] = counted_sizes(largest(row), x, sides)
-            pushes.append(counted(terms[-1], dual.inequality))
+            terms |= {"Gx": sparse.apply(self.G, x), "h": finite_part(self.h), "z": dual.inequality}
+            terms["G'z"] = sparse.transposed(self.G, dual.inequality)
+            slacks["inequality"], gradient = self.h - terms["Gx"], gradient + terms["G'z"]
         if self.lower is not None:
-            slacks["lower"] = x - self.lower
-            terms.append(-dual.lower)
-            sizes["lower"] = counted_sizes(largest(x), x, sides)
-            pushes.append(counted(dual.lower, dual.lower))
+            terms |= {"lower": finite_part(self.lower), "w_l": dual.lower}
+            slacks["lower"], gradient = x - self.lower, gradient - dual.lower
         if self.upper is not None:
-            slacks["upper"] = self.upper - x
-            terms.append(dual.upper)
-            sizes["upper"] = counted_sizes(largest(x), x, sides)
-            pushes.append(counted(dual.upper, dual.upper))
-        sizes = {name: jnp.maximum(size, 1) for name, size in sizes.items()}
-        gradient = terms[0]
-        for term in terms[1:]:
-            gradient = gradient + term
-        return Conditions(gradient, equality, Dual(**slacks), Dual(**sizes), pushes)
+            terms |= {"upper": finite_part(self.upper), "w_u": dual.upper}
+            slacks["upper"], gradient = self.upper - x, gradient + dual.upper
+        return Conditions(gradient, equality, Dual(**slacks), terms)
 
     def optimality(self, point: Point) -> Point:
         return self._relaxed(point, jnp.minimum)
@@ -178,26 +170,37 @@ class QuadraticProgram(AbstractProblem):
         and finite bounds. Complementarity is max |min(dual, slack)|; each pair is judged by the
         scale of the smaller of the two. `scale` says what that came to.
         """
-        found = self.conditions(point)
-        one = jnp.ones_like(point.primal[0])
-        zero = jnp.zeros_like(one)
-        dual_scale = jnp.maximum(one, largest_of(found.dual_terms, zero))
-        amiss, amiss_scaled, natural, natural_scaled, largest_size = [], [], [], [], one
+        found, one = self.conditions(point), jnp.ones_like(point.primal[0])
+        size = sizes_of(found.terms)
+        dual_scale, side = dual_scale_of(size), side_of(size)
+        widths = {}
+        if "Ax" in size:
+            widths["equality"] = jnp.maximum(counted(size["Ax"], size["x"]), size["b"])
+        for field, rows in (("inequality", "Gx"), ("lower", "x"), ("upper", "x")):
+            if getattr(found.slack, field) is not None:
+                widths[field] = counted(size[rows], size["x"], side)
+        widths = Dual(**{field: jnp.maximum(width, 1) for field, width in widths.items()})
+        widest = reduce(jnp.maximum, jax.tree.leaves(widths), one)
+        amiss, amiss_scaled, natural, natural_scaled = [], [], [], []
         if found.equality is not None:
-            largest_size = found.sizes.equality
-            amiss, amiss_scaled = [found.equality], [found.equality / largest_size]
-        for dual, slack, size in fields.pairs(point.dual, found.slack, found.sizes):
+            amiss, amiss_scaled = [found.equality], [found.equality / widths.equality]
+        for dual, slack, width in fields.pairs(point.dual, found.slack, widths):
             amiss.append(jnp.minimum(slack, 0))
-            amiss_scaled.append(amiss[-1] / size)
+            amiss_scaled.append(amiss[-1] / width)
             natural.append(jnp.minimum(dual, slack))
-            natural_scaled.append(jnp.minimum(dual / dual_scale, slack / size))
-            largest_size = jnp.maximum(largest_size, size)
-        primal, worst = largest_of(amiss, zero), largest_of(natural, zero)
-        primal_scale = scale_of(primal, largest_of(amiss_scaled, zero), largest_size)
-        widest = jnp.maximum(largest_size, dual_scale)
-        scale = scale_of(worst, largest_of(natural_scaled, zero), widest)
+            natural_scaled.append(jnp.minimum(dual / dual_scale, slack / width))
+        parts = [amiss, amiss_scaled, natural, natural_scaled, [found.gradient]]
+        errors = maxima([jnp.concatenate([self.q[:0], *part]) for part in parts])
+        primal, primal_relative, worst, relative, dual = errors
         return Residual(
-            primal, largest(found.gradient), worst, Scale(primal_scale, dual_scale, scale)
+            primal,
+            dual,
+            worst,
+            Scale(
+                scale_of(primal, primal_relative, widest),
+                dual_scale,
+                scale_of(worst, relative, jnp.maximum(widest, dual_scale)),
+            ),
         )
 
     def multipliers(self, value: Float[Array, " n"]) -> Dual:
@@ -224,7 +227,8 @@ class QuadraticProgram(AbstractProblem):
         if self.P is None:
             raise TypeError(f"{type(self).__name__}: `P` is None; use LinearProgram.")
         found, value = fields.prepare(self, init)
-        return type(self)(found.pop("P"), found.pop("q"), **found), value
+        P = found.pop("P")
+        return type(self)(P, found.pop("q"), **found, symmetric=not sparse.is_matrix_free(P)), value
 
     def zero_dual(self) -> Dual:
         """Multipliers of zeros, of this problem's structure."""
@@ -237,14 +241,11 @@ class QuadraticProgram(AbstractProblem):
         )
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        data = (self.P, self.q, self.A, self.b, self.G, guess.primal)
-        clean = jnp.all(jnp.stack([sparse.all_finite(x) for x in data if x is not None]))
-        if self.h is not None:
-            clean = clean & jnp.all(self.h > -jnp.inf)
-        if self.lower is not None:
-            clean = clean & jnp.all(self.lower < jnp.inf)
-        if self.upper is not None:
-            clean = clean & jnp.all(self.upper > -jnp.inf)
+        clean = sparse.all_finite(self.P, self.q, self.A, self.b, self.G, guess.primal)
+        lower = None if self.lower is None else -jnp.asarray(self.lower)
+        sides = [jnp.ravel(x) for x in (self.h, lower, self.upper) if x is not None]
+        if sides:
+            clean = clean & jnp.all(jnp.concatenate(sides) > -jnp.inf)
         result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
         dual = self.zero_dual()
         if self.lower is not None and self.upper is not None:

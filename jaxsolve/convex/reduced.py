@@ -1,6 +1,6 @@
 """A quadratic program on the null space of its equalities.
 
-With A = [L, 0] Q' and Q = [range, basis], every x with Ax = b is x = start + basis v, and the
+With A = [L, 0] Q' and Q = [span, basis], every x with Ax = b is x = start + basis v, and the
 program is
 
     minimise  v'Hv/2 + g'v   subject to   Kv <= e.
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.solution import Dual
 from ..core.triangular import solve_lower
-from ..core.vectors import identity, largest, matmul, positive
+from ..core.vectors import identity, largest, matmul, maxima, positive
 from . import sparse
 from .quadratic_program import QuadraticProgram
 
@@ -27,10 +27,10 @@ class Reduced(eqx.Module):
     """The reduced program.
 
     Attributes:
-        rotation, triangle: Q and L; `None` without equalities.
+        span, basis, triangle: Q in its two parts, and L; `None` without equalities.
         start: the particular solution of Ax = b.
         operator: H over the rows of G basis, over the basis itself where there are bounds.
-        gradient: g. push: K'1 over the rows of inequalities.
+        gradient: g. push, degree: K'1 over the rows of inequalities, and how many they are.
         limit: e; 0 where a row is absent (an infinite limit).
         sizes: the norms of the rows of K, 1 where a row is absent.
         penalty: the weight of an active row: large beside H over the row's square; 0 if absent.
@@ -42,12 +42,14 @@ class Reduced(eqx.Module):
         primal_scale: of each row, 1 or more; by how far away the equalities are.
     """
 
-    rotation: Float[Array, "n n"] | None
+    span: Float[Array, "n p"] | None
+    basis: Float[Array, "n k"] | None
     triangle: Float[Array, "p p"] | None
     start: Float[Array, " n"] | None
     operator: Float[Array, "k+r k"]
     gradient: Float[Array, " k"]
     push: Float[Array, " k"]
+    degree: Float[Array, ""]
     limit: Float[Array, " m"]
     sizes: Float[Array, " m"]
     penalty: Float[Array, " m"]
@@ -85,13 +87,13 @@ class Reduced(eqx.Module):
 
     def lift(self, v: Float[Array, " k"]) -> Float[Array, " n"]:
         """start + basis v."""
-        if self.rotation is None or self.start is None:
+        if self.basis is None or self.start is None:
             return v
-        return self.start + matmul(self.rotation[:, self.equalities :], v)
+        return self.start + matmul(self.basis, v)
 
     def restrict(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """basis'x."""
-        return x if self.rotation is None else matmul(x, self.rotation[:, self.equalities :])
+        return x if self.basis is None else matmul(x, self.basis)
 
     def drop(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """The v nearest to x: the inverse of `lift`."""
@@ -100,7 +102,7 @@ class Reduced(eqx.Module):
     def matrix(self) -> Float[Array, "m k"]:
         """K."""
         rows = self.operator[self.size :]
-        if any(self.bounds) and self.rotation is None:
+        if any(self.bounds) and self.basis is None:
             rows = jnp.concatenate([rows, identity(self.gradient)])
         return expand(rows, self.inequalities, self.bounds)
 
@@ -108,14 +110,14 @@ class Reduced(eqx.Module):
         """Hv and Kv."""
         both = matmul(self.operator, v)
         rows = both[self.size :]
-        if any(self.bounds) and self.rotation is None:
+        if any(self.bounds) and self.basis is None:
             rows = jnp.concatenate([rows, v])
         return both[: self.size], expand(rows, self.inequalities, self.bounds)
 
     def transposed(self, z: Float[Array, " m"]) -> Float[Array, " k"]:
         """K'z."""
         rows = collapse(z, self.inequalities, self.bounds)
-        if any(self.bounds) and self.rotation is None:
+        if any(self.bounds) and self.basis is None:
             own = rows[self.inequalities :]
             if self.inequalities == 0:
                 return own
@@ -130,7 +132,7 @@ class Reduced(eqx.Module):
         extra = more * jnp.finfo(weight.dtype).eps ** 0.5 * self.curvature + jnp.zeros_like(
             self.gradient
         )
-        if any(self.bounds) and self.rotation is None:
+        if any(self.bounds) and self.basis is None:
             extra, weight = extra + weight[count:], weight[:count]
         rows = self.operator[self.size :]
         total = self.hessian
@@ -142,13 +144,13 @@ class Reduced(eqx.Module):
 
     def particular(self, b: Float[Array, " p"]) -> Float[Array, " n"]:
         """The x in the range of A' with Ax = b."""
-        assert self.rotation is not None and self.triangle is not None
-        return matmul(self.rotation[:, : self.equalities], solve_lower(self.triangle, b))
+        assert self.span is not None and self.triangle is not None
+        return matmul(self.span, solve_lower(self.triangle, b))
 
     def equality_dual(self, gradient: Float[Array, " n"]) -> Float[Array, " p"]:
         """The y for which A'y + gradient has no part in the range of A'."""
-        assert self.rotation is not None and self.triangle is not None
-        along = matmul(gradient, self.rotation[:, : self.equalities])
+        assert self.span is not None and self.triangle is not None
+        along = matmul(gradient, self.span)
         return -solve_lower(self.triangle, along, transposed=True)
 
     def dual(self, y: Float[Array, " p"] | None, z: Float[Array, " m"]) -> Dual:
@@ -230,12 +232,12 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     far = jnp.zeros_like(q[0])
     if A is not None:
         far = largest(b / positive(jnp.sqrt(jnp.sum(A**2, axis=1))))
-    row = q[:0] if G is None else jnp.sqrt(jnp.sum(G**2, axis=1))
+    squares = q[:0] if G is None else jnp.sum(G**2, axis=1)
     # A row of zeros says nothing, and with a side of 0 it would leave no interior.
-    idle = row == 0 if h is None else (row == 0) & (h >= 0)
+    idle = squares == 0 if h is None else (squares == 0) & (h >= 0)
     if keep and A is not None:
         kept = A.shape[0]
-        row = jnp.concatenate([jnp.sqrt(jnp.sum(A**2, axis=1)), row])
+        squares = jnp.concatenate([jnp.sum(A**2, axis=1), squares])
         idle = jnp.concatenate([jnp.zeros(kept, dtype=bool), idle])
         G = A if G is None else jnp.concatenate([A, G])
         h = b if h is None else jnp.concatenate([b, h])
@@ -244,7 +246,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     n = P.shape[0]
     bounds = (lower is not None, upper is not None)
     count = 0 if G is None else G.shape[0]
-    reach = far * row
+    reach = far * jnp.sqrt(squares)
     if kept:
         reach = reach.at[:kept].set(largest(b))
     own = far + jnp.zeros_like(q)
@@ -263,7 +265,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     if kept:
         fixed = fixed.at[:kept].set(True)
 
-    rotation = triangle = start = None
+    span = basis = triangle = start = None
     hessian, gradient, rows = P, q, G
     dependent = jnp.zeros_like(q[0], dtype=bool)
     # With as many equalities as variables there is no null space: left to the rescue.
@@ -273,8 +275,8 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         triangle = upper_triangle[:p].T
         size = jnp.abs(jnp.diagonal(triangle))
         dependent = jnp.min(size) <= 100 * n * jnp.finfo(q.dtype).eps * jnp.max(size)
-        basis = rotation[:, p:]
-        start = matmul(rotation[:, :p], solve_lower(triangle, b[:p]))
+        span, basis = rotation[:, :p], rotation[:, p:]
+        start = matmul(span, solve_lower(triangle, b[:p]))
         bent = matmul(P, basis)
         hessian = matmul(lax.optimization_barrier(basis.T), bent)
         gradient = matmul(q, basis) + matmul(start, bent)
@@ -287,38 +289,39 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         dependent = dependent | True
     operator = hessian if rows is None else jnp.concatenate([hessian, rows])
 
-    one = jnp.ones_like(q[0])
-    curvature = jnp.max(jnp.diagonal(hessian))
-    curvature = jnp.where(curvature > 0, curvature, one)
-    square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
-    if any(bounds) and rotation is None:
-        square = jnp.concatenate([square, jnp.ones_like(q)])
-    # What the reduction leaves of a row is known to that row's rounding.
-    whole = jnp.concatenate([row**2, jnp.ones_like(square[count:])])
-    square = positive(jnp.maximum(square, jnp.finfo(q.dtype).eps * whole))
+    diagonals = [jnp.maximum(jnp.diagonal(matrix), 0) for matrix in (hessian, P)]
+    curvature, bend, *linear = maxima([*diagonals, q, gradient])
+    # No more than 1, as if x were of that size; a program without objective counts as 1.
+    dual_scale = positive(jnp.maximum(jnp.minimum(bend, 1), jnp.maximum(*linear)))
+    curvature = positive(curvature)
+    square = whole = jnp.concatenate([squares, jnp.ones_like(q) if any(bounds) else q[:0]])
+    if basis is not None:
+        # What the reduction leaves of a row is known to that row's rounding.
+        square = jnp.sum(operator[operator.shape[1] :] ** 2, axis=1)
+        square = jnp.maximum(square, jnp.finfo(q.dtype).eps * whole)
+    square = positive(square)
     own = square[count:]
     square = join(square[:count], own if bounds[0] else None, own if bounds[1] else None, q)
     penalty = jnp.finfo(q.dtype).eps ** (-0.5 if keep else -0.4) * curvature / square
-    # No more than 1, as if x were of that size; a program without objective counts as 1.
-    dual_scale = jnp.clip(jnp.max(jnp.diagonal(P)), 0, 1)
-    dual_scale = jnp.maximum(jnp.maximum(dual_scale, largest(q)), largest(gradient))
     out = Reduced(
-        rotation=rotation,
+        span=span,
+        basis=basis,
         triangle=triangle,
         start=start,
         operator=operator,
         gradient=gradient,
         push=gradient,
+        degree=q[0],
         limit=jnp.where(present, limit, 0),
         sizes=jnp.where(present, jnp.sqrt(square), 1),
         penalty=jnp.where(present, penalty, 0),
         fixed=fixed & present,
         dependent=dependent,
         curvature=curvature,
-        dual_scale=jnp.where(dual_scale > 0, dual_scale, one),
+        dual_scale=dual_scale,
         primal_scale=jnp.maximum(reach, 1),
         bounds=bounds,
         inequalities=count,
     )
-    push = out.transposed(jnp.where(out.free, jnp.ones_like(limit), 0))
-    return eqx.tree_at(lambda r: r.push, out, push)
+    each = jnp.where(out.free, jnp.ones_like(limit), 0)
+    return eqx.tree_at(lambda r: (r.push, r.degree), out, (out.transposed(each), jnp.sum(each)))

@@ -3,12 +3,17 @@
 Each field, and each cone, has its own: large rows in one excuse no violation of another.
 """
 
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.vectors import largest, positive
+from ..core.vectors import maxima, positive
+
+_PUSHES = (("Px", "x"), ("A'y", "y"), ("G'z", "z"), ("w_l", "w_l"), ("w_u", "w_u"))
+"""What is added up to the gradient, and whose size it grows with."""
+_SIDES = ("b", "h", "lower", "upper")
 
 
 def wide(dtype: Any) -> float:
@@ -17,28 +22,36 @@ def wide(dtype: Any) -> float:
     return 1e6 if jnp.dtype(dtype) == jnp.float64 else 1e3
 
 
-def counted(term: Float[Array, " m"], cause: Float[Array, " n"]) -> Float[Array, ""]:
-    """The size of a product with `cause` as a scale for residuals. Along a ray all residuals are
-    small beside the products: beyond `wide` these count no more than there."""
-    return counted_sizes(largest(term), cause)
+def sizes_of(terms: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+    """The largest entry of each term."""
+    return dict(zip(terms, maxima([*terms.values()]), strict=True))
 
 
-def counted_sizes(
-    sizes: Float[Array, "..."],
-    cause: Float[Array, " n"],
-    sides: tuple[Float[Array, "..."] | float | None, ...] = (),
+def finite_part(side: Float[Array, " m"] | float) -> Float[Array, " m"]:
+    """Sides, 0 where one is infinite."""
+    return jnp.where(jnp.isfinite(side), side, 0)
+
+
+def counted(
+    size: Float[Array, "..."], cause: Float[Array, ""], side: Float[Array, ""] | float = 0
 ) -> Float[Array, "..."]:
-    """The same of sizes of products, which count in any case up to the largest finite side."""
-    near = sizes * jnp.minimum(1, wide(sizes.dtype) / positive(largest(cause)))
-    finite = [jnp.ravel(jnp.where(jnp.isfinite(s), s, 0)) for s in sides if s is not None]
-    if not finite:
-        return near
-    return jnp.maximum(near, jnp.minimum(sizes, largest(jnp.concatenate(finite))))
+    """The size of a product with a factor of size `cause`, as a scale for residuals. Along a ray
+    all residuals are small beside the products: beyond `wide` these count no more than there, but
+    in any case up to `side`."""
+    near = size * jnp.minimum(1, wide(size.dtype) / positive(cause))
+    return jnp.maximum(near, jnp.minimum(size, side))
 
 
-def largest_of(parts: list[Array], default: Float[Array, ""]) -> Float[Array, ""]:
-    """The largest entry of all parts; `default` of none."""
-    return largest(jnp.concatenate([jnp.ravel(x) for x in parts])) if parts else default
+def dual_scale_of(size: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
+    """max(1, |Px|, |q|, |A'y|, |G'z|, |w|)."""
+    pushes = [counted(size[term], size[cause]) for term, cause in _PUSHES if cause in size]
+    return reduce(jnp.maximum, [size["q"], *pushes], jnp.ones_like(size["q"]))
+
+
+def side_of(size: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
+    """The largest finite side."""
+    sides = [size[name] for name in _SIDES if name in size]
+    return reduce(jnp.maximum, sides, jnp.zeros_like(size["q"]))
 
 
 def scale_of(

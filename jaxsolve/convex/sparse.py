@@ -141,9 +141,9 @@ def diagonal(matrix: Matrix) -> Float[Array, " n"]:
     return jnp.diagonal(matrix)
 
 
-def all_finite(matrix: Matrix) -> Bool[Array, ""]:
+def all_finite(*data: Matrix | None) -> Bool[Array, ""]:
     """Whether all entries are finite; of an operator, all of its arrays."""
-    return finite(eqx.filter(matrix, eqx.is_inexact_array))
+    return finite(eqx.filter(data, eqx.is_inexact_array))
 
 
 def _sum(values: Float[Array, " k"], places: Array, size: int) -> Float[Array, " size"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsolve import RESULTS, Minimise, solve
-from jaxsolve.core.vectors import clean, finite, largest
+from jaxsolve.core.vectors import clean, finite, largest, maxima
 
 SHAPES = [(1,), (20,), (5000,), (250, 30)]
 
@@ -26,6 +26,20 @@ def test_one_entry_that_is_not_finite_is_found_anywhere(shape, dtype):
             assert not jax.jit(finite)(x, spoilt)
             assert not jax.jit(clean)(spoilt, x)
             assert jax.jit(clean)(x, spoilt) == (not np.isnan(bad))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("longest", [(3, 4), (800,)])
+def test_the_largest_of_many_arrays_are_those_of_each(longest, dtype):
+    rng = np.random.default_rng(0)
+    shapes = [(), (0,), (5,), longest]
+    arrays = [np.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    wanted = [np.abs(x).max(initial=0) for x in arrays]
+    np.testing.assert_array_equal(jax.jit(maxima)(arrays), wanted)
+    arrays[2][3] = np.nan
+    found = jax.jit(maxima)(arrays)
+    assert found[2] == np.inf and np.array_equal(np.delete(found, 2), np.delete(wanted, 2))
+    assert not jax.jit(finite)(arrays) and jax.jit(finite)(arrays[:2], arrays[3]) and finite(())
 
 
 def squares(y, target):

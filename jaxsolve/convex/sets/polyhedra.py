@@ -92,6 +92,6 @@ def program(region: Any, point: Array) -> QuadraticProgram:
     return nearest(point, fitted.constraints(point))
 
 
-def nearest(point: Float[Array, " n"], constraints: dict[str, Array]) -> QuadraticProgram:
+def nearest(point: Float[Array, " n"], constraints: dict[str, Any]) -> QuadraticProgram:
     """minimise |x - point|^2 / 2 subject to these fields of a quadratic program."""
     return QuadraticProgram(identity(point), -point, **constraints)

@@ -10,8 +10,9 @@ One step is one factorisation of H + K' diag(w) K and two solves, in one of thre
 Once the interior iterate is accurate to about 1e-4, a polish is tried with the rows where z > s.
 Its point is exact to rounding when the active set is right, and its factor then serves the
 derivative as well. If it is not, the rows where the polished z exceeds the polished slack are
-tried, and then the next step goes on from the interior iterate. Mehrotra (1992); polish as in
-Stellato et al. (2020).
+tried, and then the next step goes on from the interior iterate. An interior iterate that is within
+the tolerance is polished as well: the factor that is left is of an active set. Mehrotra (1992);
+polish as in Stellato et al. (2020).
 """
 
 from typing import ClassVar
@@ -47,7 +48,7 @@ class State(eqx.Module):
         interior, trial: packed, the interior iterate and the last polished point (s: its slack).
         factor, weight: of the last step.
         levels: the natural residuals of the two, relative to the data's size; the accuracy at which
-            the next polish is tried; the residual to be halved.
+            the next polish is tried; the residual to be halved; the tolerance.
         counts: mode, polishes in a row, steps, steps without progress.
         convex: whether H has a Cholesky factor.
         point: the answer in the problem's own variables, after `finish`.
@@ -58,7 +59,7 @@ class State(eqx.Module):
     trial: Float[Array, " 2k+3m"]
     factor: Float[Array, "k k"]
     weight: Float[Array, " m"]
-    levels: Float[Array, " 4"]
+    levels: Float[Array, " 5"]
     counts: Int[Array, " 4"]
     convex: Bool[Array, ""]
     point: Point
@@ -94,13 +95,14 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         aim = zero + (1e-4 if zero.dtype == jnp.float64 else 1e-3)
         lift = jnp.finfo(zero.dtype).eps ** 0.65 * reduced.curvature
         tested = cholesky(reduced.hessian + jnp.diag(lift + none))
+        unknown, goal = zero + UNKNOWN, zero if guess.tolerance is None else guess.tolerance
         state = State(
             reduced=reduced,
             interior=blank,
             trial=blank,
             factor=jnp.zeros_like(reduced.hessian),
             weight=nothing,
-            levels=jnp.stack([zero + UNKNOWN, zero + UNKNOWN, aim, zero + UNKNOWN]),
+            levels=jnp.stack([unknown, unknown, aim, unknown, goal]),
             counts=jnp.stack([jnp.zeros_like(zero, dtype=jnp.int32)] * 4),
             convex=jnp.isfinite(tested[-1, -1]),
             point=Point(guess.primal, problem.zero_dual()),
@@ -114,9 +116,11 @@ class InteriorPoint(AbstractSolver[QuadraticProgram]):
         return jnp.minimum(state.levels[0], state.levels[1])
 
     def status(self, problem, state, tolerance):
-        _, _, steps, slow = state.counts
+        _, tries, steps, slow = state.counts
         stalled = state.reduced.dependent | (slow >= PATIENCE) | (steps >= STEPS)
-        done = (self.measure(problem, state) <= tolerance) | stalled | ~state.convex
+        # The last step is a polish: the derivative asks for the factor of an active set.
+        solved = (self.measure(problem, state) <= tolerance) & (tries > 0)
+        done = solved | stalled | ~state.convex
         result = RESULTS.where(stalled, RESULTS.stalled, RESULTS.successful)
         return done, RESULTS.where(state.convex, result, RESULTS.nonconvex)
 
@@ -160,7 +164,7 @@ def _resume(state: State, guess: Point) -> State:
 def _step(state: State) -> State:
     reduced, size = state.reduced, state.reduced.size
     mode, tries, steps, slow = state.counts
-    interior_error, trial_error, aim, mark = state.levels
+    interior_error, trial_error, aim, mark, goal = state.levels
     start, polish, interior = mode == START, mode == POLISH, mode == INTERIOR
     fixed, free = reduced.fixed, reduced.free
     inside = interior & free
@@ -182,7 +186,7 @@ def _step(state: State) -> State:
     first = direction(reduced, factor, weight, old.gradient, gap, centre)
 
     # Second solve: the corrector; for a polish, what the first one left.
-    rows = jnp.maximum(jnp.sum(free), 1).astype(gap.dtype)
+    rows = jnp.maximum(reduced.degree, 1)
     mu = jnp.sum(jnp.where(inside, old.s * old.z, 0)) / rows
     reach = _reach(old, first, inside)
     ahead = (old.s + reach * first.s) * (old.z + reach * first.z)
@@ -222,7 +226,7 @@ def _step(state: State) -> State:
     gap = jnp.where(reduced.penalty > 0, new.row + new.s - reduced.limit, 0)
     gap = jnp.concatenate([new.gradient / reduced.dual_scale, gap / reduced.primal_scale])
     mean = jnp.sum(jnp.where(free, new.s * new.z, 0)) / rows / reduced.dual_scale
-    near = jnp.maximum(largest(gap), mean) <= aim
+    near = (jnp.maximum(largest(gap), mean) <= aim) | (error <= goal)
     stays = finite & (tries < TRIES - 1) & (steps > 0)
     # An interior iterate that is lost was as near as it gets: its rows are polished as a last try.
     goes = jnp.where(jnp.where(polish, stays, near | ~finite), POLISH, INTERIOR)
@@ -245,7 +249,7 @@ def _step(state: State) -> State:
         ),
         factor=factor,
         weight=weight,
-        levels=jnp.stack([interior_error, trial_error, aim, jnp.where(fell, best, mark)]),
+        levels=jnp.stack([interior_error, trial_error, aim, jnp.where(fell, best, mark), goal]),
         counts=jnp.stack([x.astype(jnp.int32) for x in counts]),
         convex=state.convex,
         point=state.point,

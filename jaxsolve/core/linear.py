@@ -23,7 +23,18 @@ from .mesh import vary, varying
 from .problem import Structure
 from .solver import AbstractPreconditioner
 from .triangular import cholesky, solve_definite
-from .vectors import HIGHEST, coarsest, finite, identity, largest, matmul, norm, regular
+from .vectors import (
+    HIGHEST,
+    coarsest,
+    dot,
+    finite,
+    identity,
+    largest,
+    matmul,
+    norm,
+    positive,
+    regular,
+)
 
 DENSE_LIMIT = 512
 """Up to this size the default method materialises J where the forward solver left no factor."""
@@ -214,16 +225,28 @@ class Neumann(AbstractLinearSolver):
 class _Refined(AbstractLinearSolver):
     """Sweeps with the forward solver's factorisation, refined on J itself.
 
-    Three are enough in float64; in float32, where a sweep gains one or two digits, eight took the
-    worst lane's error from 6e-2 to 5e-5 (64 random quadratic programs, n = 50) at the same cost.
+    Each sweep is followed by a step to the least residual on the line through the last two points
+    (Anderson's method with a memory of one). Three sweeps are enough in float64; in float32, where
+    one gains a digit or two, six leave the errors of eight without those steps.
     """
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
         back = operator.precondition
         assert back is not None
-        sweeps = 3 if b.dtype == jnp.float64 else 8
-        refine = lambda x, _: (x + back(b - operator.product(x)), None)
-        return jax.lax.scan(refine, back(b), length=sweeps - 1, unroll=2)[0]
+        sweeps = 3 if b.dtype == jnp.float64 else 6
+
+        def sweep(carry, _):
+            x, r, old_x, old_r = carry
+            new_x = x + back(r)
+            new_r = b - operator.product(new_x)
+            turn = new_r - old_r
+            length = dot(new_r, turn) / positive(dot(turn, turn))
+            x, r = new_x - length * (new_x - old_x), new_r - length * turn
+            return (x, r, new_x, new_r), None
+
+        start = (jnp.zeros_like(b), b) * 2
+        (x, r, _, _), _ = jax.lax.scan(sweep, start, length=sweeps - 1, unroll=2)
+        return x + back(r)
 
 
 class _MinimumNorm(AbstractLinearSolver):

@@ -63,6 +63,27 @@ def test_outcomes_of_one_mixed_batch(solver, dtype, strict):
             assert np.abs(data["A"] @ value).max() <= -small * (data["q"] @ value)
 
 
+def test_what_is_left_is_the_factor_of_an_active_set(dtype):
+    """An interior iterate's is of no use to the derivative: a system in all rows was solved in its
+    place, in float32 in a lane in eight (n = 200)."""
+    n = 50
+
+    def drawn(seed):
+        rng = np.random.default_rng(seed)
+        root, q, inside = rng.normal(size=(n, n)), rng.normal(size=n), rng.normal(size=n)
+        A, G = rng.normal(size=(n // 2, n)), rng.normal(size=(n, n))
+        P, h = root @ root.T / n + 0.1 * np.eye(n), G @ inside + rng.uniform(size=n)
+        return {"P": P, "q": q, "A": A, "b": A @ inside, "G": G, "h": h}
+
+    # In float32 these end at an interior iterate.
+    drawings = [drawn(seed) for seed in (35, 91, 92, 183, 194, 204)]
+    many = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), dtype), *drawings)
+    run = lambda f: js.solve(js.QuadraticProgram(**f), InteriorPoint(), throw=False)
+    solution = jax.jit(jax.vmap(run))(many)
+    assert solution.success.all()
+    assert (np.asarray(solution.state.weight > 0).sum(axis=1) <= n - n // 2).all()
+
+
 def test_regular_programs_agree_with_clarabel(x64):
     many = [programs.regular(seed) for seed in range(15)]
     solution = batch(many, InteriorPoint(), jnp.float64)

@@ -59,7 +59,7 @@ def direction(
 def natural_error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
     """The natural residual of the reduced program, each part over its scale."""
     slack = (reduced.limit - at.row) / reduced.primal_scale
-    pushes = largest(jnp.append(at.z * reduced.sizes, 0)) / reduced.size**0.5
+    pushes = largest(at.z * reduced.sizes) / reduced.size**0.5
     scale = jnp.maximum(reduced.dual_scale, pushes)
     pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / scale, slack))
     pair = jnp.where(reduced.penalty > 0, pair, 0)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
-from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, largest, maxima, positive
+from ..core.solution import RESULTS, Dual, Guess, Point, Residual
+from ..core.vectors import dot, largest, positive
 from . import fields, sparse
 from .certificates import scaled, separation
 from .cones import (
@@ -32,7 +32,7 @@ from .cones import (
     SecondOrder,
     Zero,
 )
-from .scales import counted, dual_scale_of, scale_of, side_of, sizes_of
+from .scales import counted, dual_scale_of, judged, side_of, sizes_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ConeProgram(AbstractProblem):
 
     def optimality(self, point: Point) -> Point:
         found, natural = self.conditions(point), None
-        if found.slack is not None and self.h is not None:
+        if found.slack is not None:
             z = point.dual.inequality
             natural = found.slack - self.cone.project(found.slack - z)
         return Point(found.gradient, Dual(found.equality, natural))
@@ -158,21 +158,7 @@ class ConeProgram(AbstractProblem):
             s, z = s / width, z / dual_scale
             natural_scaled = [s - cone.project(s - z)]
         parts = [amiss, amiss_scaled, natural, natural_scaled, [found.gradient]]
-        errors = maxima([jnp.concatenate([self.q[:0], *part]) for part in parts])
-        primal, primal_relative, worst, relative, dual = errors
-        # Where s absorbs z, only the scaled one is not 0.
-        scale = jnp.maximum(widest, dual_scale)
-        worst = jnp.where(worst > 0, worst, relative * scale)
-        return Residual(
-            primal,
-            dual,
-            worst,
-            Scale(
-                scale_of(primal, primal_relative, widest),
-                dual_scale,
-                scale_of(worst, relative, scale),
-            ),
-        )
+        return judged([jnp.concatenate([self.q[:0], *p]) for p in parts], widest, dual_scale)
 
     def default_solver(self) -> "AbstractSolver":
         """`InteriorPoint` for arrays; in float32, whose digits do not suffice next to the boundary

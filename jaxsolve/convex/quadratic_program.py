@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core.problem import AbstractProblem, Statement, Structure
-from ..core.solution import RESULTS, Dual, Guess, Point, Residual, Scale
-from ..core.vectors import dot, maxima
+from ..core.solution import RESULTS, Dual, Guess, Point, Residual
+from ..core.vectors import dot
 from . import fields, sparse
-from .scales import counted, dual_scale_of, finite_part, scale_of, side_of, sizes_of
+from .scales import counted, dual_scale_of, finite_part, judged, side_of, sizes_of
 from .sparse import Matrix
 
 if TYPE_CHECKING:
@@ -190,18 +190,7 @@ class QuadraticProgram(AbstractProblem):
             natural.append(jnp.minimum(dual, slack))
             natural_scaled.append(jnp.minimum(dual / dual_scale, slack / width))
         parts = [amiss, amiss_scaled, natural, natural_scaled, [found.gradient]]
-        errors = maxima([jnp.concatenate([self.q[:0], *part]) for part in parts])
-        primal, primal_relative, worst, relative, dual = errors
-        return Residual(
-            primal,
-            dual,
-            worst,
-            Scale(
-                scale_of(primal, primal_relative, widest),
-                dual_scale,
-                scale_of(worst, relative, jnp.maximum(widest, dual_scale)),
-            ),
-        )
+        return judged([jnp.concatenate([self.q[:0], *p]) for p in parts], widest, dual_scale)
 
     def multipliers(self, value: Float[Array, " n"]) -> Dual:
         """Nonnegative least squares on the constraints that are active at `value`."""

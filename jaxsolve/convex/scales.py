@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..core.solution import Residual, Scale
 from ..core.vectors import maxima, positive
 
 _PUSHES = (("Px", "x"), ("A'y", "y"), ("G'z", "z"), ("w_l", "w_l"), ("w_u", "w_u"))
@@ -60,3 +61,14 @@ def scale_of(
     """What `size` is divided by to be `relative`."""
     present = relative > 0
     return jnp.where(present, size / jnp.where(present, relative, 1), default)
+
+
+def judged(parts: list[Array], widest: Float[Array, ""], dual_scale: Float[Array, ""]) -> Residual:
+    """The residual of what is amiss and that over its scales, of the natural residual and that of
+    slack and dual over theirs, and of the gradient."""
+    primal, primal_relative, worst, relative, dual = maxima(parts)
+    scale = jnp.maximum(widest, dual_scale)
+    # Where the slack absorbs the dual, only the scaled one is not 0.
+    worst = jnp.where(worst > 0, worst, relative * scale)
+    scales = scale_of(primal, primal_relative, widest), dual_scale, scale_of(worst, relative, scale)
+    return Residual(primal, dual, worst, Scale(*scales))

@@ -36,8 +36,8 @@ from .polish import ActiveSystem, active_system, answer, polish
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, require_dense
 
-NONE = -1
-"""No row is driven."""
+NONE, LOST = -1, -2
+"""No row is driven; none can be."""
 FIRST = 1e30
 """The worth of a row that has to enter before all others."""
 
@@ -49,10 +49,10 @@ class State(eqx.Module):
         tableau: the principal pivot of M on the working set.
         basic: z of the working rows, s of the others.
         working: rows of the working set; after `finish`, rows that the point has active.
-        driven, multiplier: the row that is driven (or `NONE`), and its multiplier so far.
-        violation: the largest violation of a row, relative to the data's size.
-        steps: pivots so far.
-        convex, lost: whether H has a Cholesky factor; whether no pivot is left to take.
+        counts: the row that is driven (or `NONE`, `LOST`), and the pivots so far.
+        levels: the multiplier of the driven row so far, and the largest violation of a row,
+            relative to the data's size.
+        convex: whether H has a Cholesky factor.
         factor: of H; after `finish`, of the polish.
         sizes: the norms of the rows of K in the inverse of H.
         z, point: after `finish`, the answer.
@@ -61,11 +61,8 @@ class State(eqx.Module):
     tableau: Float[Array, "m m"]
     basic: Float[Array, " m"]
     working: Bool[Array, " m"]
-    driven: Int[Array, ""]
-    multiplier: Float[Array, ""]
-    violation: Float[Array, ""]
-    steps: Int[Array, ""]
-    lost: Bool[Array, ""]
+    counts: Int[Array, " 2"]
+    levels: Float[Array, " 2"]
     convex: Bool[Array, ""]
     reduced: Reduced
     factor: Float[Array, "k k"]
@@ -110,11 +107,8 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
             tableau=tableau,
             basic=basic,
             working=working,
-            driven=count + NONE,
-            multiplier=zero,
-            violation=_violation(reduced, working, basic),
-            steps=count,
-            lost=zero != zero,
+            counts=jnp.stack([count + NONE, count]),
+            levels=jnp.stack([zero, _violation(reduced, working, basic)]),
             convex=jnp.isfinite(factor[-1, -1]),
             reduced=reduced,
             factor=factor,
@@ -124,6 +118,7 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
 
     def step(self, problem: QuadraticProgram, state: State) -> State:
         reduced, tableau, basic, working = state.reduced, state.tableau, state.basic, state.working
+        (driven, steps), multiplier = state.counts, state.levels[0]
         if basic.size == 0:
             return state
         rows = jnp.arange(basic.size, dtype=jnp.int32)
@@ -131,8 +126,7 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         # Fixed rows enter first; then the row whose entry raises the dual value most, per unit.
         worth = jnp.where(reduced.fixed, -FIRST, basic / state.sizes)
         worth = jnp.where(working | (reduced.penalty == 0), 0, worth)
-        fresh = state.driven == NONE
-        driven = jnp.where(fresh, _smallest(worth)[0], state.driven)
+        driven = jnp.where(driven == NONE, _smallest(worth)[0], driven)
         here = rows == driven
         change = _column(tableau, here)
         at_row = jnp.where(here, jnp.stack([change, basic, state.sizes]), 0)
@@ -152,21 +146,19 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
 
         leaves = rows == blocking
         at = jnp.where(enters, here, leaves)
-        multiplier = state.multiplier + length
+        multiplier = multiplier + length
         basic = basic + length * change
         basic = jnp.where(at, jnp.where(enters, multiplier, 0), basic)
-        tableau = _pivot(tableau, working, at)
+        tableau = _pivot(tableau, working, at, ~enters)
         working = working ^ at
-        enters = enters | lost
+        violation = _violation(reduced, working, basic)
+        driven = jnp.where(lost, LOST, jnp.where(enters, NONE, driven))
         return State(
             tableau=tableau,
             basic=basic,
             working=working,
-            driven=jnp.where(enters, NONE, driven),
-            multiplier=jnp.where(enters, 0, multiplier),
-            violation=_violation(reduced, working, basic),
-            steps=state.steps + 1,
-            lost=lost,
+            counts=jnp.stack([driven, steps + 1]),
+            levels=jnp.stack([jnp.where(enters, 0, multiplier), violation]),
             convex=state.convex,
             reduced=reduced,
             factor=state.factor,
@@ -175,14 +167,16 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         )
 
     def measure(self, problem: QuadraticProgram, state: State) -> Float[Array, ""]:
-        return state.violation
+        return state.levels[1]
 
     def status(self, problem, state, tolerance):
         # Far below the tolerance, so that the working set is right and its polish exact; but rows
         # that rounding alone violates stay out.
         noise = 10 * jnp.finfo(tolerance.dtype).eps
-        solved = state.violation <= jnp.maximum(tolerance / 100, noise)
-        stalled = state.lost | state.reduced.dependent | (state.steps >= 4 * state.basic.size + 20)
+        solved = state.levels[1] <= jnp.maximum(tolerance / 100, noise)
+        driven, steps = state.counts
+        slow = steps >= 4 * state.basic.size + 20
+        stalled = (driven == LOST) | state.reduced.dependent | slow
         result = RESULTS.where(solved, RESULTS.successful, RESULTS.stalled)
         result = RESULTS.where(state.convex, result, RESULTS.nonconvex)
         return solved | stalled | ~state.convex, result
@@ -236,13 +230,16 @@ def _entry(vector: Float[Array, " m"], at: Bool[Array, " m"]) -> Float[Array, ""
 
 
 def _pivot(
-    tableau: Float[Array, "m m"], working: Bool[Array, " m"], at: Bool[Array, " m"]
+    tableau: Float[Array, "m m"],
+    working: Bool[Array, " m"],
+    at: Bool[Array, " m"],
+    leaves: Bool[Array, ""],
 ) -> Float[Array, "m m"]:
     """The principal pivot on the one entry where `at` holds: its row enters the working set, or
     leaves it. The tableau is symmetric but for signs: minus between working rows and others."""
     column = _column(tableau, at)
     pivot = _entry(column, at)
-    row = jnp.where(working == jnp.any(working & at), column, -column)
+    row = jnp.where(working == leaves, column, -column)
     scaled = jnp.where(at, -1, row) / jnp.where(pivot == 0, 1, pivot)
     rest = jnp.where(at[:, None] | at[None, :], 0, tableau)
     return rest - jnp.where(at, 1, column)[:, None] * scaled[None, :]

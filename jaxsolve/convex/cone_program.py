@@ -96,7 +96,7 @@ class ConeProgram(AbstractProblem):
 
     @property
     def structure(self) -> Structure:
-        return Structure(symmetric=self.G is None)
+        return Structure(symmetric=self.G is None, affine=True)
 
     def bend(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """(P + P')x/2."""

@@ -1,5 +1,7 @@
 """Whether a quadratic form is convex where it has to be."""
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
@@ -22,4 +24,4 @@ def is_convex(P: Matrix | None, A: Matrix | None) -> Bool[Array, ""]:
     if A is not None:
         forms = jnp.stack([P, P + eps**-0.25 * size / other * square])
     factors = lax.linalg.cholesky(forms + little, symmetrize_input=False)
-    return jnp.any(jnp.isfinite(factors[:, -1, -1]))
+    return functools.reduce(jnp.logical_or, jnp.isfinite(factors[:, -1, -1]))

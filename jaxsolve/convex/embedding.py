@@ -24,11 +24,11 @@ from jaxtyping import Array, Bool, Float, Int
 from ..core.solution import RESULTS, Dual, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.triangular import cholesky, solve_definite
-from ..core.vectors import dot, largest, maxima, positive
+from ..core.vectors import dot, maxima, positive
 from .certificates import separation
 from .curvature import is_convex
 from .interior_point import UNKNOWN, less
-from .iterate import Iterate, active_weight, natural_error
+from .iterate import Iterate, active_weight, natural_error, pushes
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, require_dense
 
@@ -236,7 +236,7 @@ def _step(state: State) -> State:
     error = natural_error(reduced, at)
     lost = ~jnp.isfinite(error)
     mean = mu / old.tau**2
-    near = jnp.maximum(largest(gradient), mean) / reduced.dual_scale <= aim
+    near = jnp.maximum(pushes(reduced, at)[1], mean) / reduced.dual_scale <= aim
     repeats = jnp.where(polish, tries + 1 < TRIES, near)
     goes = jnp.where(predict, CORRECT, jnp.where(repeats, POLISH, PREDICT))
     goes = jnp.where(lost, PREDICT, goes)

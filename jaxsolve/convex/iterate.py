@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core.triangular import solve_definite
-from ..core.vectors import largest
+from ..core.vectors import largest, maxima
 from .reduced import Reduced
 
 
@@ -56,14 +56,20 @@ def direction(
     return Iterate(dv, bent + reduced.transposed(dz), dz, row, -gap - row)
 
 
+def pushes(reduced: Reduced, at: Iterate) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The largest push of a row, and the largest entry of the gradient."""
+    push, gradient = maxima([at.z * reduced.sizes, at.gradient])
+    return push, gradient
+
+
 def natural_error(reduced: Reduced, at: Iterate) -> Float[Array, ""]:
     """The natural residual of the reduced program, each part over its scale."""
+    push, gradient = pushes(reduced, at)
     slack = (reduced.limit - at.row) / reduced.primal_scale
-    pushes = largest(at.z * reduced.sizes) / reduced.size**0.5
-    scale = jnp.maximum(reduced.dual_scale, pushes)
+    scale = jnp.maximum(reduced.dual_scale, push / reduced.size**0.5)
     pair = jnp.where(reduced.fixed, slack, jnp.minimum(at.z / scale, slack))
     pair = jnp.where(reduced.penalty > 0, pair, 0)
-    return largest(jnp.concatenate([at.gradient / scale, pair]))
+    return jnp.maximum(gradient / scale, largest(pair))
 
 
 def active_weight(reduced: Reduced, at: Any) -> Float[Array, " m"]:

@@ -6,19 +6,20 @@ factor of H + K' diag(w) K, w a large weight on the active rows, the system
     P dx + A'dy + C'dz = r_x,   A dx = r_y,   C_i dx - dz_i / w_i = r_i   (dz_i = 0 where w_i = 0)
 
 is solved by two triangular solves. What the finite weight leaves (a relative 1/w) is taken away by
-refinement on the true system: the method of multipliers with a huge penalty.
+repeating that on the residual: the method of multipliers with a huge penalty.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..core.krylov import least_residual
 from ..core.solution import Dual, Point
 from ..core.solver import AbstractPreconditioner
-from ..core.triangular import cholesky, solve_definite
+from ..core.triangular import cholesky
 from ..core.vectors import matmul
 from .iterate import Iterate, direction
 from .quadratic_program import QuadraticProgram
@@ -41,6 +42,8 @@ class ActiveSystem(AbstractPreconditioner):
     G: Float[Array, "r n"] | None
     equalities: int = eqx.field(static=True)
 
+    accurate: ClassVar[bool] = True
+
     def rows(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """C x."""
         rows = x if self.G is None else jnp.concatenate([matmul(self.G, x), x])
@@ -57,30 +60,39 @@ class ActiveSystem(AbstractPreconditioner):
         return total
 
     def back(
-        self,
-        r_x: Float[Array, " n"],
-        r_y: Float[Array, " p"] | None,
-        r_z: Float[Array, " m"],
-        offset: Float[Array, " m"] | None = None,
+        self, r_x: Float[Array, " n"], r_y: Float[Array, " p"] | None, r_z: Float[Array, " m"]
     ) -> tuple[Array, Array | None, Array]:
-        """dx, dy, dz of the system above, `offset` added to dz."""
+        """dx, dy, dz of the system above."""
         reduced = self.reduced
-        offset = jnp.zeros_like(r_z) if offset is None else offset
         if reduced.basis is None or r_y is None:
-            base, gradient = jnp.zeros_like(r_x), -r_x
-        else:
-            base = reduced.particular(r_y[: reduced.equalities])
-            gradient = matmul(self.P, base) - r_x
-        z = offset + self.weight * (self.rows(base) - r_z)
-        right = -reduced.restrict(gradient + self.columns(z))
-        dv = solve_definite(self.factor, right)
-        dx = dv if reduced.start is None else base + reduced.lift(dv) - reduced.start
-        dz = offset + self.weight * (self.rows(dx) - r_z)
-        if reduced.basis is None or r_y is None:
+            dx, dz = self._reduced(-r_x, r_z)
             return dx, None if r_y is None else jnp.zeros_like(r_y), dz
+        base = reduced.particular(r_y[: reduced.equalities])
+        gradient = reduced.restrict(matmul(self.P, base) - r_x)
+        dv, dz = self._reduced(gradient, r_z - self.rows(base))
+        dx = base + matmul(reduced.basis, dv)
         dy = reduced.equality_dual(matmul(self.P, dx) + self.columns(dz) - r_x)
         missing = r_y.shape[0] - dy.shape[0]
         return dx, jnp.concatenate([dy, jnp.zeros_like(r_y[:missing])]) if missing else dy, dz
+
+    def _reduced(
+        self, gradient: Float[Array, " k"], target: Float[Array, " m"]
+    ) -> tuple[Float[Array, " k"], Float[Array, " m"]]:
+        """H dv + K'dz = -gradient, K_i dv = target_i (and dz_i more in a tie), dz_i = 0 elsewhere:
+        by the method of multipliers, with a step to the least residual after each sweep."""
+        none = jnp.zeros_like(target)
+
+        def gap(at: Iterate) -> Float[Array, " m"]:
+            found = at.row - target - jnp.where(self.tied, at.z, 0)
+            return jnp.where(self.weight > 0, found, 0)
+
+        now = old = Iterate(0 * gradient, gradient, none, none, none)
+        for _ in range(2):
+            step = direction(self.reduced, self.factor, self.weight, now.gradient, gap(now), none)
+            new = jax.tree.map(jnp.add, now, step)
+            left = [jnp.concatenate([at.gradient, gap(at)]) for at in (new, old)]
+            now, old = least_residual(new, old, *left), new
+        return now.v, now.z
 
     def solve(self, residual: Point) -> Point:
         # share * dz - (1 - share) * C dx = r
@@ -88,8 +100,9 @@ class ActiveSystem(AbstractPreconditioner):
         inactive = share == 1
         target = jnp.where(inactive, 0, -r / jnp.where(inactive, 1, 1 - share))
         offset = jnp.where(inactive, r, 0)
-        x, y, z = self.back(residual.primal, residual.dual.equality, target, offset)
-        return Point(x, self._scattered(y, z))
+        r_x = residual.primal - self.columns(offset)
+        x, y, z = self.back(r_x, residual.dual.equality, target)
+        return Point(x, self._scattered(y, z + offset))
 
     def transpose_solve(self, residual: Point) -> Point:
         # P x + A'y - C'((1 - share) z) = r_x, A x = r_y, C x + share * z = r_z

@@ -99,7 +99,8 @@ class QuadraticProgram(AbstractProblem):
     def structure(self) -> Structure:
         unconstrained = all(x is None for x in (self.A, self.G, self.lower, self.upper))
         return Structure(
-            symmetric=self.G is None and self.lower is None and self.upper is None or unconstrained
+            symmetric=self.G is None and self.lower is None and self.upper is None or unconstrained,
+            affine=True,
         )
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
@@ -230,11 +231,10 @@ class QuadraticProgram(AbstractProblem):
         )
 
     def screen(self, guess: Guess) -> tuple[Any, Point]:
-        clean = sparse.all_finite(self.P, self.q, self.A, self.b, self.G, guess.primal)
         lower = None if self.lower is None else -jnp.asarray(self.lower)
-        sides = [jnp.ravel(x) for x in (self.h, lower, self.upper) if x is not None]
-        if sides:
-            clean = clean & jnp.all(jnp.concatenate(sides) > -jnp.inf)
+        # Inf is no side, -Inf is one that nothing meets.
+        sides = [jnp.minimum(x, 0) for x in (self.h, lower, self.upper) if x is not None]
+        clean = sparse.all_finite(self.P, self.q, self.A, self.b, self.G, guess.primal, *sides)
         result = RESULTS.where(clean, RESULTS.successful, RESULTS.nonfinite_input)
         dual = self.zero_dual()
         if self.lower is not None and self.upper is not None:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from ..core.orthogonal import rotation
 from ..core.solution import Dual
 from ..core.triangular import solve_lower
-from ..core.vectors import identity, largest, matmul, maxima, positive
+from ..core.vectors import identity, matmul, maxima, positive
 from . import sparse
 from .quadratic_program import QuadraticProgram
 
@@ -228,27 +229,31 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     With `keep` the equalities are not reduced away: they are the first rows, and `fixed`.
     """
     P, q, A, b, G, h = problem.P, problem.q, problem.A, problem.b, problem.G, problem.h
-    kept = 0
-    far = jnp.zeros_like(q[0])
+    equalities = 0 if A is None else A.shape[0]
+    kept = equalities if keep else 0
+    both = [x for x in (A, G) if x is not None]
+    squares = jnp.sum(jnp.concatenate(both) ** 2, axis=1) if both else q[:0]
+    far = side = jnp.zeros_like(q[0])
     if A is not None:
-        far = largest(b / positive(jnp.sqrt(jnp.sum(A**2, axis=1))))
-    squares = q[:0] if G is None else jnp.sum(G**2, axis=1)
+        far, side = maxima([b / positive(jnp.sqrt(squares[:equalities])), b])
     # A row of zeros says nothing, and with a side of 0 it would leave no interior.
-    idle = squares == 0 if h is None else (squares == 0) & (h >= 0)
-    if keep and A is not None:
-        kept = A.shape[0]
-        squares = jnp.concatenate([jnp.sum(A**2, axis=1), squares])
-        idle = jnp.concatenate([jnp.zeros(kept, dtype=bool), idle])
-        G = A if G is None else jnp.concatenate([A, G])
+    idle = squares == 0
+    if h is not None:
+        idle = idle & jnp.concatenate([jnp.ones(equalities, dtype=bool), h >= 0])
+    if kept:
+        idle = idle.at[:kept].set(False)
+        G = jnp.concatenate(both)
         h = b if h is None else jnp.concatenate([b, h])
         A = None
+    else:
+        squares, idle = squares[equalities:], idle[equalities:]
     lower, upper = problem.lower, problem.upper
     n = P.shape[0]
     bounds = (lower is not None, upper is not None)
     count = 0 if G is None else G.shape[0]
     reach = far * jnp.sqrt(squares)
     if kept:
-        reach = reach.at[:kept].set(largest(b))
+        reach = reach.at[:kept].set(side)
     own = far + jnp.zeros_like(q)
     reach = join(reach, own if bounds[0] else None, own if bounds[1] else None, q)
     equal = None
@@ -271,11 +276,12 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     # With as many equalities as variables there is no null space: left to the rescue.
     p = 0 if A is None else min(A.shape[0], n - 1)
     if p and A is not None:
-        rotation, upper_triangle = jnp.linalg.qr(A[:p].T, mode="complete")
-        triangle = upper_triangle[:p].T
+        turned, upper_triangle = rotation(A[:p].T)
+        triangle = upper_triangle.T
         size = jnp.abs(jnp.diagonal(triangle))
-        dependent = jnp.min(size) <= 100 * n * jnp.finfo(q.dtype).eps * jnp.max(size)
-        span, basis = rotation[:, :p], rotation[:, p:]
+        most, least = maxima([size, 1 / size])
+        dependent = ~(most * least < 1 / (100 * n * jnp.finfo(q.dtype).eps))
+        span, basis = turned[:, :p], turned[:, p:]
         start = matmul(span, solve_lower(triangle, b[:p]))
         bent = matmul(P, basis)
         hessian = matmul(lax.optimization_barrier(basis.T), bent)

@@ -137,6 +137,8 @@ class Implicit(AbstractAdjoint):
             point = at(data, found, (solved, inverse, fixed))
             # NaN in a refused lane's data must not reach others through data that they share.
             clean, place = usable((data, point), solved)
+            if problem.structure.affine:
+                clean = data
 
             def conditions(data: PyTree, point: Point) -> Point:
                 return plus(system(fixed, data, point), failure(data, solved))

@@ -1,10 +1,10 @@
-"""Krylov iterations for A x = b where A is known by its products alone, on the one loop.
+"""Iterations for A x = b where A is known by its products alone: Krylov's on the one loop.
 
 None of them is differentiated: `core.linear` puts them inside `jax.lax.custom_linear_solve`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from .vectors import dot, matmul, norm
 
 Vector = Float[Array, " n"]
 Product = Callable[[Vector], Vector]
+T = TypeVar("T")
 
 
 def _iterate(
@@ -42,6 +43,29 @@ def _over(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
     """a / b, and 0 where b is 0: an exhausted direction contributes nothing."""
     safe = jnp.where(b == 0, jnp.ones_like(b), b)
     return jnp.where(b == 0, jnp.zeros_like(a), a / safe)
+
+
+def least_residual(new: T, old: T, new_r: Vector, old_r: Vector) -> T:
+    """The point on the line through two whose residual, linear in them, is least: Anderson's method
+    with a memory of one."""
+    turn = new_r - old_r
+    length = _over(dot(new_r, turn), dot(turn, turn))
+    return jax.tree.map(lambda a, b: a - length * (a - b), new, old)
+
+
+def refine(product: Product, b: Vector, approximate: Product, sweeps: int) -> Vector:
+    """Iterative refinement with an approximate inverse: `sweeps` applications of it, a step to the
+    least residual after all but the last."""
+
+    def sweep(carry, _):
+        now, old = carry
+        x = now[0] + approximate(now[1])
+        new = x, b - product(x)
+        return (least_residual(new, old, new[1], old[1]), new), None
+
+    start = jnp.zeros_like(b), b
+    ((x, r), _), _ = jax.lax.scan(sweep, (start, start), length=sweeps - 1)
+    return x + approximate(r)
 
 
 class _CG(NamedTuple):

@@ -6,7 +6,7 @@ holds the promise of the adjoints: an answer whose residual was measured, or NaN
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .checks import check_count, check_positive, check_settings
-from .krylov import Product, Vector, conjugate_gradient, gmres, least_squares, minres
+from .krylov import Product, Vector, conjugate_gradient, gmres, least_squares, minres, refine
 from .loop import Program, run
 from .mesh import vary, varying
 from .problem import Structure
@@ -26,13 +26,11 @@ from .triangular import cholesky, solve_definite
 from .vectors import (
     HIGHEST,
     coarsest,
-    dot,
     finite,
     identity,
     largest,
     matmul,
     norm,
-    positive,
     regular,
 )
 
@@ -46,6 +44,7 @@ class Operator(NamedTuple):
     """J by its products with flat vectors, and what is known of it.
 
     Attributes:
+        accurate: whether `precondition` is wrong by rounding only.
         matrix: J itself, once it has been materialised; the products are then the matrix's, so
             that a program holds the functions of the problem once.
     """
@@ -54,6 +53,7 @@ class Operator(NamedTuple):
     transpose: Product
     structure: Structure
     precondition: Product | None = None
+    accurate: bool = False
     matrix: Float[Array, "n n"] | None = None
 
     def materialised(self, b: Vector) -> tuple["Operator", Float[Array, "n n"]]:
@@ -76,10 +76,12 @@ class AbstractLinearSolver(eqx.Module):
         exact: whether its answer must satisfy the system; an approximate inverse by design
             (`Neumann`) is taken as it is.
         dense: whether it wants J materialised.
+        least: whether its answer is the least-squares solution where J is singular.
     """
 
     exact: ClassVar[bool] = True
     dense: ClassVar[bool] = False
+    least: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         name = type(self).__name__
@@ -88,6 +90,13 @@ class AbstractLinearSolver(eqx.Module):
 
     @abc.abstractmethod
     def solve(self, operator: Operator, b: Vector) -> Vector: ...
+
+    def fallbacks(self, operator: Operator, b: Vector) -> Sequence["AbstractLinearSolver"]:
+        """What solves the systems that this method does not, one after the other."""
+        # In float32 a forward solver's factor fails one lane in some hundred. Where J is regular
+        # its own is enough, at a tenth of the price of the singular values.
+        factored = 4 * SMALL < b.size <= DENSE_LIMIT and not self.dense and b.dtype != jnp.float64
+        return [Dense()] * factored + [_MinimumNorm()]
 
     def prepared(self, operator: Operator, like: Vector) -> Product:
         """r -> about J^{-1} r, for many r of the form of `like`: what can be is done once."""
@@ -225,32 +234,33 @@ class Neumann(AbstractLinearSolver):
 class _Refined(AbstractLinearSolver):
     """Sweeps with the forward solver's factorisation, refined on J itself.
 
-    Each sweep is followed by a step to the least residual on the line through the last two points
-    (Anderson's method with a memory of one). Three sweeps are enough in float64; in float32, where
-    one gains a digit or two, six leave the errors of eight without those steps.
+    Where that solves its system to rounding two are enough. Where it does not, three in float64; in
+    float32, where one gains a digit or two, six leave the errors of eight without `refine`'s steps.
     """
 
+    sweeps: int
+
+    @classmethod
+    def like(cls, operator: Operator, b: Vector) -> "_Refined":
+        if operator.accurate:
+            return cls(2)
+        return cls(3 if b.dtype == jnp.float64 else 6)
+
     def solve(self, operator: Operator, b: Vector) -> Vector:
-        back = operator.precondition
-        assert back is not None
-        sweeps = 3 if b.dtype == jnp.float64 else 6
+        assert operator.precondition is not None
+        return refine(operator.product, b, operator.precondition, self.sweeps)
 
-        def sweep(carry, _):
-            x, r, old_x, old_r = carry
-            new_x = x + back(r)
-            new_r = b - operator.product(new_x)
-            turn = new_r - old_r
-            length = dot(new_r, turn) / positive(dot(turn, turn))
-            x, r = new_x - length * (new_x - old_x), new_r - length * turn
-            return (x, r, new_x, new_r), None
-
-        start = (jnp.zeros_like(b), b) * 2
-        (x, r, _, _), _ = jax.lax.scan(sweep, start, length=sweeps - 1, unroll=2)
-        return x + back(r)
+    def fallbacks(self, operator: Operator, b: Vector) -> Sequence[AbstractLinearSolver]:
+        if operator.accurate and b.dtype != jnp.float64:
+            # Rows that nearly depend on the equalities are known to few digits, if any.
+            return [_Refined(10), _MinimumNorm()]
+        return super().fallbacks(operator, b)
 
 
 class _MinimumNorm(AbstractLinearSolver):
     """The least-squares solution of least norm: SVD where J may be materialised, LSQR else."""
+
+    least: ClassVar[bool] = True
 
     def solve(self, operator: Operator, b: Vector) -> Vector:
         if b.size > DENSE_LIMIT:
@@ -265,12 +275,12 @@ class _MinimumNorm(AbstractLinearSolver):
         return matmul(right.T, inverse * matmul(left.T, b))
 
 
-def default_linear_solver(operator: Operator, size: int) -> AbstractLinearSolver:
+def default_linear_solver(operator: Operator, b: Vector) -> AbstractLinearSolver:
     """Refinement with the forward solver's factor; dense where small; CG, MINRES or GMRES else."""
-    structure = operator.structure
+    structure, size = operator.structure, b.size
     if operator.precondition is not None and size > (64 if structure.definite else SMALL):
         # A quasi-Newton inverse asks for tens of products; up to 64 unit vectors at once are less.
-        return ConjugateGradient() if structure.definite else _Refined()
+        return ConjugateGradient() if structure.definite else _Refined.like(operator, b)
     if size <= DENSE_LIMIT:
         return Dense()
     if structure.definite:
@@ -292,12 +302,13 @@ def checked(
     b: Vector,
     dtype: jnp.dtype | None = None,
 ) -> Checked:
-    """Solve J x = b and measure it; the lanes that fail are solved again for the minimum norm.
+    """Solve J x = b and measure it; the lanes that fail are solved again, at last for the minimum
+    norm.
 
     Args:
         dtype: of the coarsest part of b, where it has parts of several.
     """
-    solver = default_linear_solver(operator, b.size) if solver is None else solver
+    solver = default_linear_solver(operator, b) if solver is None else solver
     eps = jnp.finfo(b.dtype if dtype is None else dtype).eps
     threshold = jnp.asarray(eps**0.4, b.dtype)
     if solver.dense:
@@ -314,21 +325,22 @@ def checked(
     first = Checked(x, relative, relative <= threshold)
 
     def again(method: AbstractLinearSolver, b: Vector) -> tuple[Checked, Bool[Array, ""]]:
-        exact = operator.materialised(b)[0] if b.size <= DENSE_LIMIT else operator
+        exact = operator
+        if method.dense or method.least and b.size <= DENSE_LIMIT:
+            exact, _ = operator.materialised(b)
         x = method.solve(exact, b)
         residual, relative = measured(exact, x)
-        # At a singular J what can be asked for is least squares: J' (J x - b) = 0, to the size of J
-        # times that of b (of J'b alone rounding is all that is left where b is orthogonal to J).
-        size = norm(exact.transpose(b))
-        if exact.matrix is not None:
-            size = jnp.maximum(size, norm(exact.matrix.ravel()) * norm(b))
-        normal = norm(exact.transpose(residual)) <= threshold * size
-        return Checked(x, relative, (relative <= threshold) | normal), jnp.ones_like(normal)
+        good = relative <= threshold
+        if method.least:
+            # At a singular J what can be asked for is J' (J x - b) = 0, to the size of J times that
+            # of b (of J'b alone rounding is all that is left where b is orthogonal to J).
+            size = norm(exact.transpose(b))
+            if exact.matrix is not None:
+                size = jnp.maximum(size, norm(exact.matrix.ravel()) * norm(b))
+            good = good | (norm(exact.transpose(residual)) <= threshold * size)
+        return Checked(x, relative, good), jnp.ones_like(good)
 
-    # In float32 the forward solver's factor fails one lane in some hundred. Where J is regular its
-    # own is enough, at a tenth of the price of the singular values.
-    factored = 4 * SMALL < b.size <= DENSE_LIMIT and not solver.dense and b.dtype != jnp.float64
-    for method in [Dense()] * factored + [_MinimumNorm()]:
+    for method in solver.fallbacks(operator, b):
         program = Program(
             partial(again, method),
             lambda b, carry: (carry, jnp.ones_like(carry.good)),
@@ -381,6 +393,7 @@ def solve_checked(
                 lambda w: back(w)[0],
                 structure,
                 None if preconditioner is None else apply,
+                preconditioner is not None and preconditioner.accurate,
             )
             # Of a lane that is refused nothing is asked; it may hold NaN.
             asked = jnp.where(trusted, v, jnp.zeros_like(v))

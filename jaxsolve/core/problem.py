@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 
 class Structure(NamedTuple):
-    """What is known of the Jacobian of `optimality` at a solution."""
+    """What is known of `optimality`.
+
+    Attributes:
+        symmetric, definite: its Jacobian at a solution.
+        affine: in the data, at a fixed point. Then nothing but that Jacobian multiplies by them,
+            and a refused lane's NaN get nowhere: its data need not be replaced, which is a copy.
+    """
 
     symmetric: bool = False
     definite: bool = False
+    affine: bool = False
 
 
 class Statement(NamedTuple):

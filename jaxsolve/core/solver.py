@@ -17,7 +17,13 @@ _Problem = TypeVar("_Problem", bound=AbstractProblem)
 
 
 class AbstractPreconditioner(eqx.Module):
-    """An approximate inverse of the Jacobian of `optimality`, as the solver's last step left it."""
+    """An approximate inverse of the Jacobian of `optimality`, as the solver's last step left it.
+
+    Attributes:
+        accurate: whether it is wrong by rounding only, and not by what its factor leaves out.
+    """
+
+    accurate: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, residual: Point) -> Point:

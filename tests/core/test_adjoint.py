@@ -197,6 +197,40 @@ def test_a_failed_lane_that_is_masked_leaves_shared_data_alone(x64):
         np.testing.assert_allclose(found["b"], -0.7 / 16, atol=1e-9)
 
 
+@pytest.mark.parametrize("field", ["P", "A", "h"])
+@pytest.mark.parametrize("kind", ["quadratic", "cones"])
+def test_nan_in_a_lane_of_a_program_stay_there(kind, field, x64):
+    rng = np.random.default_rng(0)
+    n, p, m = 12, 3, 8
+    shared = {
+        "P": np.eye(n),
+        "q": rng.normal(size=n),
+        "A": rng.normal(size=(p, n)),
+        "b": np.zeros(p),
+        "G": rng.normal(size=(m, n)),
+        "h": np.ones(m),
+    }
+    shared = jax.tree.map(jnp.asarray, shared)
+    own = jnp.zeros((3, *shared[field].shape)).at[1].set(jnp.nan)
+
+    def one(data):
+        P, q, rest = data["P"], data["q"], {k: data[k] for k in "AbGh"}
+        if kind == "quadratic":
+            problem = js.QuadraticProgram(P, q, **rest)
+        else:
+            problem = js.ConeProgram(P, q, **rest, cones=(js.Nonnegative(m),))
+        solution = js.solve(problem, throw=False)
+        return jnp.where(solution.success, jnp.sum(solution.value**2), 0)
+
+    def total(shared, own):
+        return jnp.sum(jax.vmap(lambda x: one(shared | {field: shared[field] + x}))(own))
+
+    slope = jax.jit(jax.grad(total))
+    found, expected = slope(shared, own), slope(shared, own[::2])
+    for name, want in expected.items():
+        np.testing.assert_allclose(found[name], want, atol=1e-9, err_msg=name)
+
+
 def test_data_that_stand_still_leave_a_failed_solve_alone(x64):
     data = {"a": jnp.array([5.0, -7.0]), "b": jnp.array([-1.0])}
     still = jax.tree.map(jnp.zeros_like, data)

@@ -55,7 +55,7 @@ class State(eqx.Module):
         convex: whether H has a Cholesky factor.
         factor: of H; after `finish`, of the polish.
         sizes: the norms of the rows of K in the inverse of H.
-        z, point: after `finish`, the answer.
+        point: after `finish`, the answer.
     """
 
     tableau: Float[Array, "m m"]

@@ -136,9 +136,10 @@ class Implicit(AbstractAdjoint):
             data, found, (solved, inverse, fixed) = primals
             point = at(data, found, (solved, inverse, fixed))
             # NaN in a refused lane's data must not reach others through data that they share.
-            clean, place = usable((data, point), solved)
-            if problem.structure.affine:
-                clean = data
+            place = usable(point, solved)
+            # The smoothed conditions are not affine in the data where `optimality` is.
+            affine = problem.structure.affine and not smooth
+            clean = data if affine else usable(data, solved)
 
             def conditions(data: PyTree, point: Point) -> Point:
                 return plus(system(fixed, data, point), failure(data, solved))

@@ -198,7 +198,7 @@ def test_a_failed_lane_that_is_masked_leaves_shared_data_alone(x64):
 
 
 @pytest.mark.parametrize("field", ["P", "A", "h"])
-@pytest.mark.parametrize("kind", ["quadratic", "cones"])
+@pytest.mark.parametrize("kind", ["quadratic", "smoothed", "cones"])
 def test_nan_in_a_lane_of_a_program_stay_there(kind, field, x64):
     rng = np.random.default_rng(0)
     n, p, m = 12, 3, 8
@@ -215,11 +215,12 @@ def test_nan_in_a_lane_of_a_program_stay_there(kind, field, x64):
 
     def one(data):
         P, q, rest = data["P"], data["q"], {k: data[k] for k in "AbGh"}
-        if kind == "quadratic":
-            problem = js.QuadraticProgram(P, q, **rest)
-        else:
+        if kind == "cones":
             problem = js.ConeProgram(P, q, **rest, cones=(js.Nonnegative(m),))
-        solution = js.solve(problem, throw=False)
+        else:
+            problem = js.QuadraticProgram(P, q, **rest)
+        degenerate = js.Smoothed(1e-3) if kind == "smoothed" else js.MinimumNorm()
+        solution = js.solve(problem, adjoint=js.Implicit(degenerate=degenerate), throw=False)
         return jnp.where(solution.success, jnp.sum(solution.value**2), 0)
 
     def total(shared, own):

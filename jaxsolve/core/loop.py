@@ -17,10 +17,11 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
+from .batch import AbstractLanes, Batch, Lockstep, Refill
 from .mesh import vary, varying
 from .program import Program, Traced, has_loop, retrace, trace
 from .progress import AbstractProgress
-from .queue import AbstractLanes, Batch, Lockstep, Refill, queue, together
+from .queue import queue, together
 
 __all__ = ["AbstractLanes", "Lockstep", "Program", "Refill", "has_loop", "run"]
 

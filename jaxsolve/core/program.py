@@ -1,5 +1,6 @@
 """A program, traced once: what the loop compiles, batches and places on a mesh."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ class Traced(NamedTuple):
         axes: the mesh axes over which carry and result vary.
         constant: which leaves of the carry the step hands on as they are.
         nested: whether the step holds a loop of its own.
+        brisk: says whether `init` and `finish` cost next to nothing beside a step.
         light: as of the program.
     """
 
@@ -51,6 +53,7 @@ class Traced(NamedTuple):
     axes: frozenset[str]
     constant: list[bool]
     nested: bool
+    brisk: Callable[[], bool]
     light: bool
 
 
@@ -81,6 +84,7 @@ def trace(program: Program, data: PyTree[Array]) -> tuple[Traced, PyTree[Array],
         axes=axes,
         constant=step.hands_on(len(jax.tree.leaves(carry))),
         nested=has_loop(step.jaxpr),
+        brisk=lambda: _brisk(init.jaxpr, step.jaxpr, finish.jaxpr),
         light=program.light,
     )
     return traced, data, consts
@@ -178,6 +182,33 @@ def has_loop(jaxpr: Any) -> bool:
         or any(has_loop(sub) for sub in jec.jaxprs_in_params(eqn.params))
         for eqn in jaxpr.eqns
     )
+
+
+_CUBIC = {"cholesky", "triangular_solve", "lu", "qr", "geqrf", "eigh", "svd"}
+_UNKNOWN = {"while", "custom_vmap_call", "pure_callback", "io_callback", "ffi_call"}
+
+
+def _work(jaxpr: Any, unknown: float) -> float:
+    """Operations, roughly: entries times the sums behind them; of what has no bound, `unknown`."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, inner = eqn.primitive.name, list(jec.jaxprs_in_params(eqn.params))
+        shapes = [x.aval.shape for x in (*eqn.invars, *eqn.outvars)]
+        size = max(map(math.prod, shapes), default=0)
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            size = math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
+        elif name in _CUBIC:
+            size *= max(map(max, shapes))
+        elif inner and not name.startswith("reduce"):
+            size = eqn.params.get("length", 1) * sum(_work(sub, unknown) for sub in inner)
+        total += size + (unknown if name in _UNKNOWN else 0)
+    return total
+
+
+def _brisk(init: Any, step: Any, finish: Any) -> bool:
+    begins = _work(init, math.inf) + _work(finish, math.inf)
+    return 2 * begins <= _work(step, 0) and begins < math.inf
 
 
 def _refuse_collectives(closed: Any, name: str) -> None:

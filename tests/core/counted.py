@@ -4,20 +4,25 @@ import jax
 import jax.extend.core as jec
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxsolve.core.loop import Lockstep, Program, Refill, run
 from jaxsolve.core.progress import Call
 
+SERVICES = pytest.mark.parametrize("heavy", [False, True], ids=["all slots", "picked slots"])
+"""A service of all slots, and of some: where `init` is heavy beside a step."""
+
 WIDTHS = [Refill(width=1), Refill(width=3), Refill(width=8), Refill(), Lockstep()]
 
 
-def counted(lanes=Refill(), wrap=lambda data: data, light=False, **options):
-    """A run of `data["count"]` steps of y <- cos(y) + slope y / 4, and a count of them."""
+def counted(lanes=Refill(), wrap=lambda data: data, light=False, heavy=False, **options):
+    """A run of `data["count"]` steps of y <- cos(y) + slope y / 4, and a count of them; `heavy`:
+    `init` does a hundred times as much."""
 
     def init(data):
-        return {"steps": jnp.zeros_like(data["count"]), "y": jnp.sin(data["start"])}, data[
-            "count"
-        ] <= 0
+        y = jnp.sin(data["start"])
+        y = y + 0 * jnp.sum(jnp.full(100, y)) if heavy else y
+        return {"steps": jnp.zeros_like(data["count"]), "y": y}, data["count"] <= 0
 
     def step(data, carry):
         y = jnp.cos(carry["y"]) + data["slope"] * carry["y"] / 4
@@ -72,9 +77,15 @@ def equations(jaxpr):
             yield from equations(sub)
 
 
+def equations_of(fn, name, *args):
+    """Where a primitive stands in the program of `fn`."""
+    program = jax.make_jaxpr(fn)(*args).jaxpr
+    return [eqn for eqn in equations(program) if eqn.primitive.name == name]
+
+
 def count_of(fn, name, *args):
     """How often a primitive stands in the program of `fn`."""
-    return sum(e.primitive.name == name for e in equations(jax.make_jaxpr(fn)(*args).jaxpr))
+    return len(equations_of(fn, name, *args))
 
 
 def recorder(calls):

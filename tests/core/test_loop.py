@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from jaxsolve.core.loop import Lockstep, Program, Refill, run
-from tests.core.counted import WIDTHS, assert_equal, batch_of, by_hand, count_of, counted, recorder
+from tests.core.counted import (
+    SERVICES,
+    WIDTHS,
+    assert_equal,
+    batch_of,
+    by_hand,
+    count_of,
+    counted,
+    equations_of,
+    recorder,
+)
 
 # A lane in a batch ends where it ends alone.
 
@@ -27,9 +37,10 @@ def test_one_lane(jit, dtype, strict):
 
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 130, 300])
-def test_batch(size, lanes, dtype, strict):
+@SERVICES
+def test_batch(heavy, size, lanes, dtype, strict):
     data = batch_of(size, dtype=dtype)
-    found = jax.jit(jax.vmap(counted(lanes)))(data)
+    found = jax.jit(jax.vmap(counted(lanes, heavy=heavy)))(data)
     assert found["y"].dtype == dtype and found["y"].shape == (size,)
     assert_equal(found, by_hand(data))
 
@@ -40,9 +51,10 @@ def test_batch_without_jit():
 
 
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
-def test_all_lanes_done_at_init(lanes):
+@SERVICES
+def test_all_lanes_done_at_init(heavy, lanes):
     data = batch_of(50) | {"count": jnp.zeros(50, jnp.int32)}
-    assert_equal(jax.jit(jax.vmap(counted(lanes)))(data), by_hand(data))
+    assert_equal(jax.jit(jax.vmap(counted(lanes, heavy=heavy)))(data), by_hand(data))
 
 
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
@@ -120,7 +132,8 @@ def test_captured_tracers(lanes):
 
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_skipped_lanes(lanes, share):
+@SERVICES
+def test_skipped_lanes(heavy, lanes, share):
     data = batch_of(60)
     skip = jnp.asarray(np.random.default_rng(2).random(60) < share)
     started = []
@@ -128,12 +141,15 @@ def test_skipped_lanes(lanes, share):
     def one(data, skip, number):
         fallback = {"steps": -number, "y": jnp.asarray(9.0)}
 
+        def start(x):
+            return jnp.sin(x) + (0 * jnp.sum(jnp.full(100, x)) if heavy else 0)
+
         def record(data):
             jax.debug.callback(lambda n: started.append(int(n)), number)
             return data["start"]
 
         program = Program(
-            init=lambda data: ((0, jnp.sin(record(data))), data["count"] <= 0),
+            init=lambda data: ((0, start(record(data))), data["count"] <= 0),
             step=lambda data, c: (
                 (c[0] + 1, jnp.cos(c[1]) + data["slope"] * c[1] / 4),
                 c[0] + 1 >= data["count"],
@@ -181,13 +197,15 @@ def _nested_data():
 
 @pytest.mark.parametrize("lanes", WIDTHS, ids=str)
 @pytest.mark.parametrize("jit", [False, True])
-def test_two_and_three_axes(lanes, jit):
+@SERVICES
+def test_two_and_three_axes(heavy, lanes, jit):
     """Each operand has its own subset of the batch axes."""
     data = _nested_data()
     wanted = by_hand(data)
 
     def split(count, start, slope):
-        return counted(lanes)({"count": count, "start": start, "slope": slope})
+        data = {"count": count, "start": start, "slope": slope}
+        return counted(lanes, heavy=heavy)(data)
 
     outer = jax.vmap(split, (0, 0, None))  # the last axis: count, start
     middle = jax.vmap(outer, (None, 0, None))  # start alone
@@ -238,6 +256,14 @@ def test_a_batch_that_fits_has_no_queue():
     data = batch_of(16)
     assert count_of(jax.vmap(counted(Refill(width=16))), "while", data) == 1
     assert count_of(jax.vmap(counted(Refill(width=15))), "while", data) == 2
+
+
+def test_services_by_the_work_of_a_start():
+    """Where `init` is light, each service starts as many lanes as there are slots."""
+    data = batch_of(64)
+    for heavy, rows in ((False, 16), (True, 4)):
+        fn = jax.vmap(counted(Refill(width=16), heavy=heavy))
+        assert {e.outvars[0].aval.shape for e in equations_of(fn, "sin", data)} == {(rows,)}
 
 
 def test_light_steps_need_no_queue():

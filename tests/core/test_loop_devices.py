@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jaxsolve.core.loop import Lockstep, Program, Refill, run
-from tests.core.counted import assert_equal, batch_of, by_hand, counted
+from tests.core.counted import SERVICES, assert_equal, batch_of, by_hand, counted
 
 LANES = [Refill(width=2), Refill(), Lockstep()]
 EXCHANGES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
@@ -42,21 +42,22 @@ def test_pmap(lanes, devices):
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("lanes", LANES, ids=str)
-def test_shard_map(lanes, check_vma, auto_mesh):
+@SERVICES
+def test_shard_map(heavy, lanes, check_vma, auto_mesh):
     """Counters made from literals, shared data, and skipped lanes."""
     data = batch_of(48)
     shared = data | {"slope": jnp.asarray(0.3)}
     specs = {"count": P("lanes"), "start": P("lanes"), "slope": P("lanes")}
     for given, spec in [(data, specs), (shared, specs | {"slope": P()})]:
         axes = ({n: 0 if s else None for n, s in spec.items()},)
-        inner = jax.vmap(counted(lanes), axes)
+        inner = jax.vmap(counted(lanes, heavy=heavy), axes)
         fn = _split(inner, auto_mesh, check_vma, (spec,))
         assert_equal(jax.jit(fn)(given), by_hand(given))
     skip = jnp.arange(48) % 3 == 0
     fallback = {"steps": jnp.asarray(-1), "y": jnp.asarray(9.0)}
 
     def some(data, skip):
-        return counted(lanes, unless=(skip, fallback))(data)
+        return counted(lanes, heavy=heavy, unless=(skip, fallback))(data)
 
     fn = _split(jax.vmap(some), auto_mesh, check_vma)
     wanted = by_hand(data)

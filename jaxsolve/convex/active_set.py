@@ -14,25 +14,23 @@ rank-one change of m^2 numbers: no factorisation. The dual value rises at every 
 working set comes back. Goldfarb and Idnani (1983), in the principal pivots of Cottle, Pang and
 Stone (1992), chapter 4.
 
-The last working set is polished as in `interior_point.py`: one factorisation, which then serves the
-derivative.
+A step of Newton's method on the last working set takes away what the pivots have left of rounding.
 """
 
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
-from ..core.triangular import cholesky, solve_definite, solve_lower
-from ..core.vectors import identity, largest, matmul
+from ..core.triangular import cholesky, solve_lower
+from ..core.vectors import diagonal, identity, largest, matmul
 from .fields import check_multipliers
-from .iterate import iterate_at, natural_error
-from .polish import ActiveSystem, active_system, answer, polish
+from .iterate import iterate_at
+from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, require_dense
 
@@ -53,7 +51,7 @@ class State(eqx.Module):
         levels: the multiplier of the driven row so far, and the largest violation of a row,
             relative to the data's size.
         convex: whether H has a Cholesky factor.
-        factor: of H; after `finish`, of the polish.
+        factor, half: L, of H = LL', and L^{-1} [K', g].
         sizes: the norms of the rows of K in the inverse of H.
         point: after `finish`, the answer.
     """
@@ -66,6 +64,7 @@ class State(eqx.Module):
     convex: Bool[Array, ""]
     reduced: Reduced
     factor: Float[Array, "k k"]
+    half: Float[Array, "k m+1"]
     sizes: Float[Array, " m"]
     point: Point
 
@@ -92,12 +91,12 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         none = jnp.zeros_like(reduced.gradient)
         lift = jnp.finfo(zero.dtype).eps ** 0.65 * reduced.curvature
         factor = cholesky(reduced.hessian + jnp.diag(lift + none))
-        half = solve_lower(factor, reduced.matrix().T)
+        half = solve_lower(factor, jnp.column_stack([reduced.matrix().T, reduced.gradient]))
         # Without the barrier XLA takes ten times as long for this product on CPUs.
-        tableau = matmul(lax.optimization_barrier(half.T), half)
-        basic = reduced.limit + matmul(solve_lower(factor, reduced.gradient), half)
+        whole = matmul(lax.optimization_barrier(half.T), half)
+        tableau, basic = whole[:-1, :-1], reduced.limit + whole[-1, :-1]
         working = jnp.zeros_like(reduced.fixed)
-        sizes = jnp.sqrt(jnp.diagonal(tableau))
+        sizes = jnp.sqrt(diagonal(tableau))
         if guess.dual is not None:
             old = iterate_at(reduced, reduced.drop(guess.primal), reduced.gather(guess.dual))
             wanted = (old.z > old.s) & (reduced.penalty > 0) | reduced.fixed
@@ -112,6 +111,7 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
             convex=jnp.isfinite(factor[-1, -1]),
             reduced=reduced,
             factor=factor,
+            half=half,
             sizes=jnp.where(sizes > 0, sizes, 1),
             point=Point(guess.primal, problem.zero_dual()),
         )
@@ -162,6 +162,7 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
             convex=state.convex,
             reduced=reduced,
             factor=state.factor,
+            half=state.half,
             sizes=state.sizes,
             point=state.point,
         )
@@ -184,19 +185,22 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
     def finish(self, problem: QuadraticProgram, state: State) -> State:
         reduced = state.reduced
         z = jnp.where(state.working, state.basic, 0)
-        right = -(reduced.gradient + reduced.transposed(z))
-        found = iterate_at(reduced, solve_definite(state.factor, right), z)
-        active = state.working | reduced.fixed
-        polished, factor = polish(reduced, found, active)
-        both = jax.tree.map(lambda *x: jnp.stack(x), polished, found)
-        errors = jax.vmap(natural_error, in_axes=(None, 0))(reduced, both)
-        better = errors[0] <= errors[1]
-        v = jnp.where(better, polished.v, found.v)
-        z = jnp.where(better, polished.z, found.z)
+        half = matmul(state.half, jnp.append(z, 1))
+        at = iterate_at(reduced, -solve_lower(state.factor, half, transposed=True), z)
+        # One step of Newton's method, with the tableau's inverse of M on the working rows: H had a
+        # little on its diagonal, and the pivots have left their rounding.
+        half, rows = solve_lower(state.factor, at.gradient), state.half[:, :-1]
+        short = jnp.where(state.working, -at.s - matmul(half, rows), 0)
+        dz = jnp.where(state.working, matmul(state.tableau, short), 0)
+        dv = -solve_lower(state.factor, half + matmul(rows, dz), transposed=True)
         return eqx.tree_at(
-            lambda s: (s.working, s.basic, s.factor, s.point),
+            lambda s: (s.working, s.basic, s.point),
             state,
-            (active, z, factor, answer(problem, reduced, v, z)),
+            (
+                state.working | reduced.fixed,
+                z + dz,
+                answer(problem, reduced, at.v + dv, z + dz),
+            ),
         )
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:
@@ -209,7 +213,8 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
 
     def preconditioner(self, problem: QuadraticProgram, state: State) -> ActiveSystem:
         weight = jnp.where(state.working, state.reduced.penalty, 0)
-        return active_system(problem, state.reduced, state.factor, weight, state.basic)
+        factor = cholesky(state.reduced.normal(weight))
+        return active_system(problem, state.reduced, factor, weight, state.basic)
 
 
 def _smallest(values: Float[Array, " m"]) -> tuple[Int[Array, ""], Float[Array, ""]]:

@@ -149,7 +149,8 @@ def answer(
         return Point(x, dual)
     y = jnp.zeros_like(problem.b)
     if reduced.triangle is not None:
-        gradient = problem.conditions(Point(x, _with_equality(dual, y))).gradient
+        others = eqx.tree_at(lambda p: (p.A, p.b), problem, (None, None))
+        gradient = others.conditions(Point(x, dual)).gradient
         y = join(reduced.equality_dual(gradient), y, None, y)[: y.size]
     return Point(x, _with_equality(dual, y))
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from ..core.orthogonal import rotation
 from ..core.solution import Dual
 from ..core.triangular import solve_lower
-from ..core.vectors import identity, matmul, maxima, positive
+from ..core.vectors import diagonal, identity, matmul, maxima, positive
 from . import sparse
 from .quadratic_program import QuadraticProgram
 
@@ -278,14 +278,14 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
     if p and A is not None:
         turned, upper_triangle = rotation(A[:p].T)
         triangle = upper_triangle.T
-        size = jnp.abs(jnp.diagonal(triangle))
+        size = jnp.abs(diagonal(triangle))
         most, least = maxima([size, 1 / size])
         dependent = ~(most * least < 1 / (100 * n * jnp.finfo(q.dtype).eps))
         span, basis = turned[:, :p], turned[:, p:]
         start = matmul(span, solve_lower(triangle, b[:p]))
         bent = matmul(P, basis)
         hessian = matmul(lax.optimization_barrier(basis.T), bent)
-        gradient = matmul(q, basis) + matmul(start, bent)
+        gradient = matmul(q + matmul(P, start), basis)
         at = join(None if G is None else matmul(G, start), start, None, q)
         limit = limit - expand(at, count, bounds)
         rows = join(
@@ -295,7 +295,7 @@ def reduce(problem: Any, keep: bool = False) -> Reduced:
         dependent = dependent | True
     operator = hessian if rows is None else jnp.concatenate([hessian, rows])
 
-    diagonals = [jnp.maximum(jnp.diagonal(matrix), 0) for matrix in (hessian, P)]
+    diagonals = [jnp.maximum(diagonal(matrix), 0) for matrix in (hessian, P)]
     curvature, bend, *linear = maxima([*diagonals, q, gradient])
     # No more than 1, as if x were of that size; a program without objective counts as 1.
     dual_scale = positive(jnp.maximum(jnp.minimum(bend, 1), jnp.maximum(*linear)))

@@ -30,7 +30,7 @@ def rotation(
     one = identity(packed[:, 0])
     reflectors = jnp.where(idle, 0, jnp.tril(packed, -1) + one[:, :p])
     square = matmul(reflectors.T, reflectors)
-    # A column that is 0 already has no reflector; any scale serves.
-    inner = jnp.triu(square, 1) + jnp.diag(1 / jnp.where(idle, 1, scales))
+    # A column that is 0 already has no reflector; any scale serves. Nobody reads the lower half.
+    inner = jnp.where(one[:p, :p] == 1, 1 / jnp.where(idle, 1, scales), square)
     half = solve_lower(inner.T, reflectors.T, transposed=True)
     return one - matmul(reflectors, half), jnp.triu(packed[:p])

@@ -28,6 +28,14 @@ def identity(like: Float[Array, " n"]) -> Float[Array, "n n"]:
     return vary(eye, varying(like))
 
 
+def diagonal(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """The diagonal; of a small matrix as a sum, which XLA fuses: a gather is two kernels more."""
+    if matrix.shape[0] > 32:
+        return jnp.diagonal(matrix)
+    place = jnp.arange(matrix.shape[0], dtype=jnp.int32)
+    return jnp.sum(jnp.where(place[:, None] == place, matrix, 0), axis=1)
+
+
 def dot(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
     """a'b. An elementwise product and a sum: XLA fuses it, a call to a BLAS it does not."""
     return jnp.sum(a * b)
@@ -72,13 +80,15 @@ def largest(tree: PyTree[Array]) -> Float[Array, ""]:
 
 
 def maxima(arrays: Sequence[Array]) -> Float[Array, " k"]:
-    """`largest` of each of `k` arrays, in one reduction: small ones take longer to start than to
-    read, and XLA sets each apart at every call, whether it runs or not."""
+    """`largest` of each of `k` arrays, eight in one reduction (XLA fuses no more): small ones take
+    longer to start than to read, and XLA sets each apart at every call, whether it runs or not."""
     longest = max([x.size for x in arrays] + [1])
     if longest > _SMALL:
         return jnp.stack([largest(x) for x in arrays])
-    rows = jnp.stack([jnp.pad(jnp.ravel(x), (0, longest - x.size)) for x in arrays])
-    return jnp.max(jnp.where(jnp.isnan(rows), jnp.inf, jnp.abs(rows)), axis=1)
+    padded = [jnp.pad(jnp.ravel(x), (0, longest - x.size)) for x in arrays]
+    rows = [jnp.stack(padded[i : i + 8]) for i in range(0, len(padded), 8)]
+    found = [jnp.max(jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)), axis=1) for x in rows]
+    return jnp.concatenate(found)
 
 
 def positive(a: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -112,7 +122,9 @@ def finite(*arrays: PyTree[Array]) -> Bool[Array, ""]:
     """Whether all entries of all arrays are finite."""
 
     # 0 times Inf or NaN is NaN. A product with the last axis takes half the time of a look at each
-    # entry on CPUs; behind the barrier nobody sees that the other factor is 0.
+    # entry on CPUs; behind the barrier nobody sees that the other factor is 0. Small ones are
+    # looked at: where more than nine kernels could start at once, XLA hands some to other
+    # threads, and a single small solve waits 15 microseconds for them.
     def vanishing(x: Array) -> Array:
         return matmul(x, jax.lax.optimization_barrier(jnp.zeros(x.shape[-1], x.dtype)))
 
@@ -120,7 +132,7 @@ def finite(*arrays: PyTree[Array]) -> Bool[Array, ""]:
     if not leaves:
         return jnp.array(True)
     dtype = jnp.result_type(*leaves)
-    parts = [vanishing(x) if x.ndim > 1 or x.size > _SMALL else x for x in leaves]
+    parts = [vanishing(x) if x.size > (128 if x.ndim > 1 else _SMALL) else x for x in leaves]
     return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x).astype(dtype) for x in parts])))
 
 

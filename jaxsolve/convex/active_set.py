@@ -28,9 +28,9 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.triangular import cholesky, solve_lower
 from ..core.vectors import diagonal, identity, largest, matmul
+from .active_system import ActiveSystem, active_system, answer
 from .fields import check_multipliers
 from .iterate import iterate_at
-from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, require_dense
 
@@ -193,14 +193,11 @@ class ActiveSet(AbstractSolver[QuadraticProgram]):
         short = jnp.where(state.working, -at.s - matmul(half, rows), 0)
         dz = jnp.where(state.working, matmul(state.tableau, short), 0)
         dv = -solve_lower(state.factor, half + matmul(rows, dz), transposed=True)
+        v, z = at.v + dv, z + dz
         return eqx.tree_at(
             lambda s: (s.working, s.basic, s.point),
             state,
-            (
-                state.working | reduced.fixed,
-                z + dz,
-                answer(problem, reduced, at.v + dv, z + dz),
-            ),
+            (state.working | reduced.fixed, z, answer(problem, reduced, v, z)),
         )
 
     def point(self, problem: QuadraticProgram, state: State) -> Point:

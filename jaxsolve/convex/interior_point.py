@@ -25,10 +25,10 @@ from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.triangular import cholesky
 from ..core.vectors import largest
+from .active_system import ActiveSystem, active_system, answer
 from .cone_program import ConeProgram
 from .fields import check_multipliers
 from .iterate import Iterate, active_weight, direction, iterate_at, natural_error, unpack
-from .polish import ActiveSystem, active_system, answer
 from .quadratic_program import QuadraticProgram
 from .reduced import Reduced, reduce, require_dense
 

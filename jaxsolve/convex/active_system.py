@@ -1,4 +1,4 @@
-"""The optimality system at a fixed active set: what polishes a point and what differentiates it.
+"""The optimality system at a fixed active set: what differentiates the solution of a program.
 
 Rows that are active are equalities C_i x = d_i, the others have no multiplier. With one Cholesky
 factor of H + K' diag(w) K, w a large weight on the active rows, the system
@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..core.krylov import least_residual
 from ..core.solution import Dual, Point
 from ..core.solver import AbstractPreconditioner
-from ..core.triangular import cholesky
 from ..core.vectors import matmul
 from .iterate import Iterate, direction
 from .quadratic_program import QuadraticProgram
@@ -122,19 +121,6 @@ class ActiveSystem(AbstractPreconditioner):
 
     def _scattered(self, y: Array | None, z: Float[Array, " m"]) -> Dual:
         return Dual(y, *fields_of(z, self.reduced.inequalities, self.reduced.bounds))
-
-
-def polish(
-    reduced: Reduced, old: Iterate, active: Bool[Array, " m"]
-) -> tuple[Iterate, Float[Array, "k k"]]:
-    """The solution at which the rows `active` are equalities and the others have no multiplier,
-    from a point near it (the weight leaves some 1e-6 of the distance), and the factor."""
-    weight = jnp.where(active, reduced.penalty, 0)
-    factor = cholesky(reduced.normal(weight))
-    gap = old.row + old.s - reduced.limit
-    centre = jnp.where(active, -weight * old.s, -old.z)
-    step = direction(reduced, factor, weight, old.gradient, gap, centre)
-    return jax.tree.map(jnp.add, old, step), factor
 
 
 def answer(

@@ -67,7 +67,6 @@ class Packed(NamedTuple):
     result: list[jax.ShapeDtypeStruct]
     constant: list[bool]
     nested: bool
-    brisk: Callable[[], bool]
     pack_result: Callable[[PyTree[Array]], list[Array]]
 
 
@@ -96,7 +95,6 @@ def packed(program: Traced) -> tuple[Packed, Callable[[list[Array]], PyTree[Arra
         result=result.shapes,
         constant=[False] * len(carry.groups) + [program.constant[n] for n in carry.large],
         nested=program.nested,
-        brisk=program.brisk,
         pack_result=result.pack,
     )
     return new, result.unpack

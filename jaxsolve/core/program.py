@@ -175,17 +175,20 @@ def _check_carry(init: _Closed, step: _Closed) -> None:
             raise TypeError(f"`{fn.name}` must return a boolean scalar as `done`; got {done}.")
 
 
+_LOOPS = {"while", "custom_vmap_call"}
+
+
 def has_loop(jaxpr: Any) -> bool:
     """Whether a jaxpr holds a loop whose trip count depends on values."""
     return any(
-        eqn.primitive.name in ("while", "custom_vmap_call")
+        eqn.primitive.name in _LOOPS
         or any(has_loop(sub) for sub in jec.jaxprs_in_params(eqn.params))
         for eqn in jaxpr.eqns
     )
 
 
 _CUBIC = {"cholesky", "triangular_solve", "lu", "qr", "geqrf", "eigh", "svd"}
-_UNKNOWN = {"while", "custom_vmap_call", "pure_callback", "io_callback", "ffi_call"}
+_UNKNOWN = _LOOPS | {"pure_callback", "io_callback", "ffi_call"}
 
 
 def _work(jaxpr: Any, unknown: float) -> float:

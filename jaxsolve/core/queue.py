@@ -194,7 +194,7 @@ def queue(batch: Batch):
     lane again, and that is dropped), and data that are gathered anew for all slots at each service.
     """
     line = _Queue(batch)
-    serve = line.serve_all if line.program.brisk() else line.serve_picked
+    serve = line.serve_all if batch.call.program.brisk() else line.serve_picked
     start = _Slots(
         carry=batch.zeros(line.program.carry, line.width),
         done=jnp.ones(line.width, bool),
@@ -228,7 +228,7 @@ def _count(mask: Bool[Array, "k n"]) -> Int[Array, " k"]:
 def _total(mask: Bool[Array, " k"]) -> Int[Array, ""]:
     """How many are set. Of two sums behind each other XLA makes one kernel on a CPU."""
     parts = jnp.sum(jnp.pad(mask, (0, -mask.size % 8)).reshape(8, -1), axis=0, dtype=jnp.int32)
-    return jnp.sum(jax.lax.optimization_barrier(parts), dtype=jnp.int32)
+    return jnp.sum(lax.optimization_barrier(parts), dtype=jnp.int32)
 
 
 def _take(tree: PyTree[Array], index: Int[Array, " k"]) -> PyTree[Array]:

@@ -95,7 +95,10 @@ def _search(model: Model, solve: Callable) -> Trial:
 
     values = jax.vmap(judge)(points, moves)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    pick = jnp.where(finite(direction), jnp.argmin(values), len(_LENGTHS) - 1)
+    # Of values that differ by rounding, the Newton point's: -g'y is the size of h at a solution.
+    rounding = 10 * jnp.finfo(values.dtype).eps * dot(jnp.abs(model.gradient), jnp.abs(proposal))
+    longest = jnp.argmax(values <= jnp.min(values) + rounding)
+    pick = jnp.where(finite(direction), longest, len(_LENGTHS) - 1)
     length = lengths[pick]
     return Trial(jnp.where(length > 0, points[pick], proposal), length)
 

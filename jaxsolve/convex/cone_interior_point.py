@@ -59,6 +59,7 @@ class State(eqx.Module):
     Attributes:
         ray: the iterate.
         trial_x, trial_z: the best point so far; where Newton's method is.
+        rows, gradients: Kx and Px + q + K'z at x/tau of the iterate, and at the best point.
         levels: the natural residuals of the two, the accuracy at which Newton's method is tried,
             the residual to be halved, that which Newton's method last ended with.
         counts: mode, steps without progress, what is proved.
@@ -69,6 +70,8 @@ class State(eqx.Module):
     ray: Ray
     trial_x: Float[Array, " n"]
     trial_z: Float[Array, " m"]
+    rows: Float[Array, "2 m"]
+    gradients: Float[Array, "2 n"]
     levels: Float[Array, "5"]
     counts: Int[Array, "3"]
     convex: Bool[Array, ""]
@@ -100,7 +103,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         x, one = guess.primal, jnp.ones_like(form.q[0])
         dual = problem.zero_dual() if guess.dual is None else guess.dual
         z, none = form.gather(dual), cone.identity(h)
-        error, _ = form.error(x, form.apply(x), form.bend(x), z)
+        row = form.apply(x)
+        error, gradient = form.error(x, row, form.bend(x), z)
         # From a guess with multipliers Newton's method starts at once.
         mode = START if guess.dual is None else POLISH
         count = jnp.zeros_like(one, dtype=jnp.int32)
@@ -108,6 +112,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=Ray(0 * x, none, none, one, one),
             trial_x=x,
             trial_z=z,
+            rows=jnp.stack([0 * row, row]),
+            gradients=jnp.stack([0 * x, gradient]),
             levels=jnp.stack([one * UNKNOWN, error, one * _aim(one.dtype), *[one * UNKNOWN] * 2]),
             counts=jnp.stack([count + mode, count, count]),
             convex=is_convex(problem.P, problem.A),
@@ -124,8 +130,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
 
         # D of the iterate, of Newton's point, or (I + I)^-1.
         scaling = cone.scaling(root * old.s, old.z / root)
-        trial_row = form.apply(state.trial_x)
-        slack, push = h - trial_row, state.trial_z / weight
+        slack, push = h - state.rows[1], state.trial_z / weight
         inner = scaling.map(lambda w: 1 / (1 + jnp.where(start & jnp.isfinite(w), 1, w)))
         touching = cone.slope(slack - push)
         # A projection on a cone is its own derivative, applied to the point.
@@ -137,37 +142,32 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         early = (apart <= DECIDED) & (trial_error <= EARLY) & (trial_error < ended / 2)
         polish = (mode == POLISH) | (mode == INTERIOR) & early
         slope = jax.tree.map(lambda a, b: jnp.where(polish, a, b), touching, inner)
-        newton = NewtonSystem.of(
-            Factored.of(form), RowSlope(weight[:0], slope), weight, 0 * old.tau
-        )
+        system = Factored.of(form)
+        newton = NewtonSystem.of(system, RowSlope(weight[:0], slope), weight, 0 * old.tau)
 
-        def solve(gradient, gap, other):
+        def solve(*sides):
             """Px + K'z = -gradient, D z/w = (I - D) (Kx + gap) + other."""
-            bent = slope.apply(lambda d: 1 - d, gap)
+            bent = [(g, slope.apply(lambda d: 1 - d, gap) + other) for g, gap, other in sides]
             # In float32 more is put on the diagonals, and left to take away.
-            return newton.refined(gradient, bent + other, 1 if q.dtype == jnp.float64 else 2)
+            return newton.refined(bent, 1 if q.dtype == jnp.float64 else 2)
 
         # The response to tau, and the predictor or Newton's step.
         bent = form.bend(old.x)
         curved = dot(old.x, bent) / old.tau**2
-        r_x = bent + form.transposed(old.z) + q * old.tau
-        r_z = form.apply(old.x) + old.s - h * old.tau
+        r_x, r_z = old.tau * state.gradients[0], old.tau * (state.rows[0] - h) + old.s
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
-        gradient = form.bend(state.trial_x) + q + form.transposed(state.trial_z)
-        (w_x, p_x), (w_z, p_z) = jax.vmap(solve)(
-            jnp.stack([q, jnp.where(polish, gradient, r_x)]),
-            jnp.stack([-h, jnp.where(polish, 0, r_z)]),
-            jnp.stack([0 * h, jnp.where(polish, gap, -slope.apply(_itself, old.z) / weight)]),
-        )
+        own = jnp.where(polish, gap, -slope.apply(_itself, old.z) / weight)
+        predictor = (jnp.where(polish, state.gradients[1], r_x), jnp.where(polish, 0, r_z), own)
+        (w_x, w_z, w_row), (p_x, p_z, p_row) = solve((q, -h, 0 * h), predictor)
         along = q + 2 * bent / old.tau
         bottom = dot(along, w_x) + dot(h, w_z) - curved - old.kappa / old.tau
         bottom = jnp.where(bottom < 0, bottom, -1)
 
-        def step(u_x, u_z, own, r_k) -> Ray:
+        def step(u_x, u_z, u_row, own, r_k) -> Ray:
             top = -own * r_t - r_k / old.tau - dot(along, u_x) - dot(h, u_z)
             tau = top / bottom
             x, z = u_x + tau * w_x, u_z + tau * w_z
-            s = jnp.where(free, h * tau - own * r_z - form.apply(x), 0)
+            s = jnp.where(free, h * tau - own * r_z - u_row - tau * w_row, 0)
             return Ray(x, z, s, tau, (r_k - old.kappa * tau) / old.tau)
 
         def reach(d: Ray) -> Float[Array, ""]:
@@ -175,15 +175,15 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             return jnp.minimum(cone.reach(old.s, old.z, d.s, d.z), jnp.min(ends))
 
         # The corrector.
-        ahead = step(p_x, p_z, 1, -old.tau * old.kappa)
+        ahead = step(p_x, p_z, p_row, 1, -old.tau * old.kappa)
         mu = (dot(old.s, old.z) + old.tau * old.kappa) / (cone.degree + 1)
         centring = (1 - jnp.minimum(reach(ahead), 1)) ** 3
         scaled = (root * old.s, old.z / root, root * ahead.s, ahead.z / root)
         centre = cone.centre(scaling, *scaled, centring * mu)
         own = 1 - centring
-        c_x, c_z = solve(own * r_x, own * r_z, slope.apply(_itself, centre) / root)
+        [(c_x, c_z, c_row)] = solve((own * r_x, own * r_z, slope.apply(_itself, centre) / root))
         ends = centring * mu - ahead.tau * ahead.kappa - old.tau * old.kappa
-        d = step(c_x, c_z, own, ends)
+        d = step(c_x, c_z, c_row, own, ends)
         length = jnp.minimum(0.99 * reach(d), 1)
         moved = jax.tree.map(lambda a, b: a + length * b, old, d)
         first = _first(cone, root, w_x, w_z, free)
@@ -194,7 +194,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         # The point x/tau, or Newton's, and what to do next.
         x = jnp.where(polish, state.trial_x + p_x, moved.x / moved.tau)
         z = jnp.where(polish, state.trial_z + p_z, moved.z / moved.tau)
-        error, _ = form.error(x, form.apply(x), form.bend(x), z)
+        row = system.form.apply(x)
+        error, gradient = form.error(x, row, form.bend(x), z)
         lost = ~(jnp.isfinite(error) & (moved.tau > 0) | polish & jnp.isfinite(error))
         gained = polish & (error < trial_error / GAIN)
         # Where the iterate has come to rest, from half of the residual that was not enough.
@@ -211,6 +212,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(failed & (trial_error <= aim), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
+        rows = jnp.where(jnp.stack([takes, closer])[:, None], row, state.rows)
+        gradients = jnp.where(jnp.stack([takes, closer])[:, None], gradient, state.gradients)
         proved = jnp.where(takes, _proof(form, h, x, z, moved.s / moved.tau), proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, slow, proved]
@@ -218,6 +221,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=ray,
             trial_x=jnp.where(closer, x, state.trial_x),
             trial_z=jnp.where(closer, z, state.trial_z),
+            rows=rows,
+            gradients=gradients,
             levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark), ended]),
             counts=jnp.stack([c.astype(jnp.int32) for c in counts]),
             convex=state.convex,

@@ -119,7 +119,7 @@ class ConeSystem(AbstractPreconditioner):
 
     def _newton(self, first: Array, second: Array) -> tuple[Array, Array]:
         if self.factors is not None:
-            return self.factors.refined(-first, -second)
+            return self.factors.solve(-first, -second)
         rtol = float(jnp.finfo(first.dtype).eps) ** 0.8
         one = jnp.ones_like(second)
         return symmetric_newton(self.form, self.slope, one, -first, -second, rtol, limit=5000)

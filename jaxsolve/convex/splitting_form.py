@@ -36,6 +36,13 @@ class RowSlope(AbstractSlope):
             parts.append(self.cones.apply(fn, v[count:]))
         return jnp.concatenate(parts) if parts else v
 
+    def root(self, fn: Spectral, matrix: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+        count = self.values.shape[0]
+        parts = [jnp.sqrt(fn(self.values))[:, None] * matrix[:count]] if count else []
+        if self.cones is not None:
+            parts.append(self.cones.root(fn, matrix[count:]))
+        return jnp.concatenate(parts) if parts else matrix
+
     def map(self, fn: Spectral) -> "RowSlope":
         cones = None if self.cones is None else self.cones.map(fn)
         return RowSlope(fn(self.values), cones)

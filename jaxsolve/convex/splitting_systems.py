@@ -13,6 +13,7 @@ kept on purpose (`soft`): a proximal method of multipliers.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float
 
 from ..core.krylov import conjugate_gradient, minres
 from ..core.triangular import cholesky, solve_definite, solve_lower
-from ..core.vectors import identity, matmul
+from ..core.vectors import dot, identity, matmul
 from .splitting_form import Form, RowSlope
 
 SWEEPS = 2
@@ -34,6 +35,8 @@ def floor(dtype) -> float:
 
 
 _Vector = Float[Array, " n"]
+_Side = tuple[Float[Array, " n"], Float[Array, " rows"]]
+_Found = tuple[Float[Array, " n"], Float[Array, " rows"], Float[Array, " rows"]]
 
 
 class AbstractSystem(eqx.Module):
@@ -60,50 +63,45 @@ class AbstractSystem(eqx.Module):
 def ridge(form: Form, weight: Float[Array, " rows"]) -> Float[Array, ""]:
     """What the diagonals are measured by: the mean of P's, or that of the rows where P is 0."""
     own = jnp.mean(jnp.abs(form.diagonal()))
-    rows = jnp.mean(form.squares(0, weight)) if form.count else jnp.ones_like(own)
+    rows = dot(weight, form.squares(1)) / form.q.size if form.count else jnp.ones_like(own)
     rows = jnp.where(rows > 0, rows, 1)
     return jnp.where(own > 0, own, rows)
 
 
 class Factored(AbstractSystem):
-    """By Cholesky factors.
-
-    Attributes:
-        rows: A over G.
-    """
-
-    rows: Float[Array, "r n"]
+    """By Cholesky factors, of a form with A over G in one array."""
 
     @classmethod
     def of(cls, form: Form) -> "Factored":
         """Of a form of arrays."""
         none = jnp.zeros_like(form.q)[None, :][:0]
-        return cls(form, jnp.concatenate(form.matrices) if form.matrices else none)
+        rows = jnp.concatenate(form.matrices) if form.matrices else none
+        return cls(dataclasses.replace(form, matrices=(rows,)))
 
-    def gram(self, weight: Float[Array, " rows"]) -> Float[Array, "n n"]:
-        """P + M' diag(weight) M."""
-        return self._normal(weight, weight[self.rows.shape[0] :], self.rows)
+    @property
+    def rows(self) -> Float[Array, "r n"]:
+        """A over G."""
+        return self.form.matrices[0]
 
-    def _normal(self, weight, own, rows) -> Float[Array, "n n"]:
-        total = jnp.zeros_like(self.form.q)
-        total = jnp.diag(total + own) if self.form.box else jnp.diag(total)
+    def gram(self, half: Float[Array, "r n"], own: Float[Array, "..."]) -> Float[Array, "n n"]:
+        """P + R'R + diag(own), R being rows of M times the root of their weight."""
+        matrix = jnp.diag(jnp.zeros_like(self.form.q) + own)
         if self.form.P is not None:
-            total = total + self.form.P
-        count = rows.shape[0]
-        return total + matmul(rows.T, weight[:count, None] * rows) if count else total
+            matrix = matrix + self.form.P
+        return matrix + matmul(half.T, half) if half.shape[0] else matrix
 
     def splitting(self, weight):
-        q = self.form.q
+        q, count = self.form.q, self.rows.shape[0]
         little = jnp.finfo(q.dtype).eps ** 0.4 * ridge(self.form, weight)
-        matrix = self.gram(weight) + jnp.diag(little + jnp.zeros_like(q))
-        factor = cholesky(matrix)
+        own = little + weight[count:] if self.form.box else little
+        factor = cholesky(self.gram(jnp.sqrt(weight[:count, None]) * self.rows, own))
         half = solve_lower(factor, identity(q))
         # The inverse only contracts: what is solved is the gradient that it multiplies.
         inverse = matmul(half.T, half)
         return lambda g: -matmul(inverse, g)
 
     def newton(self, slope, weight, gradient, gap, soft):
-        return NewtonSystem.of(self, slope, weight, soft).refined(gradient, gap)
+        return NewtonSystem.of(self, slope, weight, soft).solve(gradient, gap)
 
 
 class NewtonSystem(eqx.Module):
@@ -117,48 +115,57 @@ class NewtonSystem(eqx.Module):
 
     @classmethod
     def of(cls, system: Factored, slope: RowSlope, weight, soft) -> "NewtonSystem":
-        form, rows, count = system.form, system.rows, slope.values.shape[0]
+        form, rows, count = system.form, system.rows, system.rows.shape[0]
         c = soft + floor(weight.dtype)
 
         def stiff(d):
             return (1 - d) / (d + c * (1 - d))
 
-        plane = weight[:count] * stiff(slope.values)
-        cut = min(count, rows.shape[0])
-        matrix = system._normal(plane, plane[cut:], rows[:cut])
-        if slope.cones is not None:
-            curved, own = slope.cones.gram(stiff, weight[count:], rows[count:])
-            matrix = matrix + matmul(curved.T, own[:, None] * curved)
-        little = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
-        matrix = matrix + jnp.diag(little + jnp.zeros_like(form.q))
-        return cls(form, slope, weight, soft, cholesky((matrix + matrix.T) / 2))
+        own = jnp.finfo(weight.dtype).eps ** 0.5 * ridge(form, weight)
+        if form.box:
+            own = own + weight[count:] * stiff(slope.values[count:])
+        held = RowSlope(slope.values[:count], slope.cones)
+        half = held.root(stiff, jnp.sqrt(weight[:count, None]) * rows)
+        return cls(form, slope, weight, soft, cholesky(system.gram(half, own)))
 
-    def once(self, gradient, gap):
-        """dx and e, up to the floor and the ridge."""
+    def once(self, sides: list[_Side]) -> list[_Found]:
+        """dx, e and M dx for each (gradient, gap), up to the floor and the ridge."""
         c = self.soft + floor(self.weight.dtype)
 
         def inverse(d):
             return 1 / (d + c * (1 - d))
 
-        right = gradient + self.form.transposed(self.weight * self.slope.apply(inverse, gap))
-        dx = -solve_definite(self.factor, right)
-        bent = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
-        return dx, self.slope.apply(inverse, bent + gap)
+        def pull(gap):
+            return self.form.transposed(self.weight * self.slope.apply(inverse, gap))
 
-    def product(self, dx, e):
+        right = [gradient + pull(gap) for gradient, gap in sides]
+        moves = -solve_definite(self.factor, jnp.stack(right, axis=1))
+
+        def ended(dx, gap):
+            row = self.form.apply(dx)
+            bent = self.slope.apply(lambda d: 1 - d, row)
+            return dx, self.slope.apply(inverse, bent + gap), row
+
+        return [ended(moves[:, k], gap) for k, (_, gap) in enumerate(sides)]
+
+    def product(self, dx, e, row) -> _Side:
         """The system's own left side."""
         first = self.form.bend(dx) + self.form.transposed(self.weight * e)
-        second = self.slope.apply(lambda d: 1 - d, self.form.apply(dx))
+        second = self.slope.apply(lambda d: 1 - d, row)
         return first, second - self.slope.apply(lambda d: d + self.soft * (1 - d), e)
 
-    def refined(self, gradient, gap, sweeps: int = SWEEPS):
+    def solve(self, gradient, gap) -> _Side:
         """dx and dy."""
-        found = self.once(gradient, gap)
+        [(dx, dy, _)] = self.refined([(gradient, gap)])
+        return dx, dy
+
+    def refined(self, sides: list[_Side], sweeps: int = SWEEPS) -> list[_Found]:
+        """dx, dy and M dx for each (gradient, gap)."""
+        found = self.once(sides)
         for _ in range(sweeps):
-            first, second = self.product(*found)
-            more = self.once(gradient + first, gap + second)
-            found = jax.tree.map(jnp.add, found, more)
-        return found[0], self.weight * found[1]
+            left = [self.product(*each) for each in found]
+            found = jax.tree.map(jnp.add, found, self.once(jax.tree.map(jnp.add, sides, left)))
+        return [(dx, self.weight * e, row) for dx, e, row in found]
 
 
 class Products(AbstractSystem):

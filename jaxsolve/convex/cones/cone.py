@@ -35,12 +35,9 @@ class AbstractSlope(eqx.Module):
     def map(self, fn: Spectral) -> Self:
         """fn(D)."""
 
-    def gram(
-        self, fn: Spectral, weight: Float[Array, " rows"], matrix: Float[Array, "rows n"]
-    ) -> tuple[Float[Array, "r n"], Float[Array, " r"]]:
-        """R and w with R' diag(w) R = M' diag(weight) fn(D) M; one weight a cone, fn >= 0."""
-        half = jax.vmap(lambda v: self.apply(lambda d: jnp.sqrt(fn(d)), v), 1, 1)(matrix)
-        return half, weight
+    def root(self, fn: Spectral, matrix: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+        """An R with R'R = M' fn(D) M, fn >= 0."""
+        return jax.vmap(lambda v: self.apply(lambda d: jnp.sqrt(fn(d)), v), 1, 1)(matrix)
 
 
 class AbstractSpectrum(AbstractSlope):

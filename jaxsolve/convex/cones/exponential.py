@@ -47,8 +47,10 @@ class Eigen(AbstractSpectrum):
     def apply(self, fn: Spectral, v: Float[Array, "3"]) -> Float[Array, "3"]:
         return matmul(self.vectors, fn(self.values) * matmul(v, self.vectors))
 
-    def gram(self, fn, weight, matrix):
-        return matmul(self.vectors.T, matrix), weight * fn(self.values)
+    def root(self, fn: Spectral, matrix: Float[Array, "3 n"]) -> Float[Array, "3 n"]:
+        # Eigenvalues of 0 and 1 have roundings of either sign.
+        values = jnp.maximum(fn(self.values), 0)
+        return jnp.sqrt(values)[:, None] * matmul(self.vectors.T, matrix)
 
 
 class Exponential(AbstractBarrierCone):

@@ -21,8 +21,8 @@ class Diagonal(AbstractSpectrum):
     def apply(self, fn: Spectral, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
         return fn(self.values) * v
 
-    def gram(self, fn, weight, matrix):
-        return matrix, weight * fn(self.values)
+    def root(self, fn: Spectral, matrix: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+        return jnp.sqrt(fn(self.values))[:, None] * matrix
 
 
 class Zero(AbstractVectors, AbstractSymmetricCone):

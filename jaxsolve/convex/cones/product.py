@@ -25,11 +25,10 @@ class Slopes(AbstractSlope):
             out.append(jax.vmap(lambda s, x: s.apply(fn, x))(slope, piece).ravel())
         return _joined(out, v)
 
-    def gram(self, fn, weight, matrix):
-        pieces = zip(self.parts, self.cones.split(weight), self.cones.split(matrix), strict=True)
-        found = [jax.vmap(lambda s, w, m: s.gram(fn, w, m))(*piece) for piece in pieces]
-        rows = [r.reshape(-1, matrix.shape[1]) for r, _ in found]
-        return _joined(rows, matrix), _joined([w.ravel() for _, w in found], weight)
+    def root(self, fn: Spectral, matrix: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+        pieces = zip(self.parts, self.cones.split(matrix), strict=True)
+        found = [jax.vmap(lambda s, m: s.root(fn, m))(*piece) for piece in pieces]
+        return _joined([x.reshape(-1, matrix.shape[1]) for x in found], matrix)
 
     def map(self, fn: Spectral) -> "Slopes":
         return Slopes(tuple(part.map(fn) for part in self.parts), self.cones)

@@ -43,20 +43,21 @@ class Frame(AbstractSpectrum):
     values: Float[Array, "3"]
 
     def apply(self, fn: Spectral, v: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        above, below, rest = fn(self.values)
-        along = dot(self.u, v[1:])
-        first, second = (v[0] + along) / 2, (v[0] - along) / 2
-        high, low = (above - rest) * first, (below - rest) * second
-        head = jnp.expand_dims(rest * v[0] + high + low, 0)
-        return jnp.concatenate([head, rest * v[1:] + (high - low) * self.u])
+        values, along = fn(self.values), dot(self.u, v[1:])
+        return self._apply(values, jnp.expand_dims(along, 0), v[:, None])[:, 0]
 
-    def gram(self, fn, weight, matrix):
-        # fn(D) is a multiple of the identity and two rows more, of any sign.
-        above, below, rest = fn(self.values)
-        along = matmul(self.u, matrix[1:])
-        more = jnp.stack([matrix[0] + along, matrix[0] - along])
-        ends = weight[0] / 2 * jnp.stack([above - rest, below - rest])
-        return jnp.concatenate([matrix, more]), jnp.concatenate([rest * weight, ends])
+    def root(self, fn: Spectral, matrix: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+        return self._apply(jnp.sqrt(fn(self.values)), matmul(self.u, matrix[1:]), matrix)
+
+    def _apply(
+        self, values: Float[Array, "3"], along: Float[Array, " n"], matrix: Float[Array, "rows n"]
+    ) -> Float[Array, "rows n"]:
+        """Of each column, `along` being the part of its x along u."""
+        above, below, rest = values
+        first, second = (matrix[0] + along) / 2, (matrix[0] - along) / 2
+        high, low = (above - rest) * first, (below - rest) * second
+        head = rest * matrix[0] + high + low
+        return jnp.concatenate([head[None], rest * matrix[1:] + self.u[:, None] * (high - low)])
 
 
 class SecondOrder(AbstractVectors, AbstractSymmetricCone):

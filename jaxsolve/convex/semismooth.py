@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 from ..core.krylov import conjugate_gradient
 from ..core.loop import Program, run
 from ..core.mesh import vary, varying
-from ..core.vectors import dot, finite, identity, matmul
+from ..core.vectors import basis, dot, finite, matmul
 
 Scalar = Float[Array, ""]
 Vector = Float[Array, " n"]
@@ -105,7 +105,7 @@ def _search(model: Model, solve: Callable) -> Trial:
 
 def _dense(model: Model, push, curve, residual: Vector) -> tuple[Vector, Callable]:
     """The direction, and the products with H."""
-    unit = identity(residual)
+    unit = basis(residual)
     hessian = jax.vmap(curve, out_axes=1)(unit)
     slope = jax.vmap(push, out_axes=1)(unit)
     damped = model.step_size * hessian + model.damping * unit

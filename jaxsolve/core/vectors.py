@@ -28,6 +28,12 @@ def identity(like: Float[Array, " n"]) -> Float[Array, "n n"]:
     return vary(eye, varying(like))
 
 
+def basis(like: Float[Array, " n"]) -> Float[Array, "n n"]:
+    """`identity` as a constant, for derivatives in a loop that is always entered: XLA takes their
+    products with it out of the loop where they do not depend on the point."""
+    return vary(jnp.eye(like.size, dtype=like.dtype), varying(like))
+
+
 def diagonal(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     """The diagonal; of a small matrix as a sum, which XLA fuses: a gather is two kernels more."""
     if matrix.shape[0] > 32:

@@ -19,7 +19,7 @@ from ..core.checks import check_instance, check_kind, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.triangular import cholesky, solve_definite
-from ..core.vectors import dot, finite, identity, matmul, positive, ravel, regular
+from ..core.vectors import basis, dot, finite, matmul, positive, ravel, regular
 from .forms import Scalar, Vector, blur, gradient_measure, is_lower, shaper
 from .problems import LeastSquares
 
@@ -302,10 +302,10 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         count = jax.eval_shape(fn, vector).size
         if count >= vector.size:
             residuals, tangent = jax.linearize(fn, vector)
-            jacobian = jax.vmap(tangent, out_axes=1)(identity(vector))
+            jacobian = jax.vmap(tangent, out_axes=1)(basis(vector))
         else:
             residuals, pullback = jax.vjp(fn, vector)
-            (jacobian,) = jax.vmap(pullback)(identity(residuals))
+            (jacobian,) = jax.vmap(pullback)(basis(residuals))
         gradient = matmul(residuals, jacobian)
         value = 0.5 * dot(residuals, residuals)
         return value, gradient, self.factorisation.reduce(jacobian, residuals)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core.checks import check_kind
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
-from ..core.vectors import finite, identity, largest, matmul, norm, ravel, regular
+from ..core.vectors import basis, finite, largest, matmul, norm, ravel, regular
 from .forms import Scalar, Vector, equations, equations_measure, shaper
 from .problems import FixedPoint, Root
 
@@ -187,7 +187,7 @@ def _linearise(
     """F and its Jacobian."""
     fn = equations(problem, primal)
     values, tangent = jax.linearize(fn, vector)
-    return values, jax.vmap(tangent, out_axes=1)(identity(vector))
+    return values, jax.vmap(tangent, out_axes=1)(basis(vector))
 
 
 def _solve(

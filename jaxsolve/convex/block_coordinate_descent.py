@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_real
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
 from ..core.vectors import dot, identity, largest, matmul, positive, ravel
@@ -88,6 +88,7 @@ class BlockCoordinateDescent(AbstractSolver[Composite]):
 
     def init(self, problem: Composite, guess: Guess) -> BlockCoordinateDescentState:
         layout, vector = _Layout(problem, guess.primal), ravel(guess.primal)
+        check_real("BlockCoordinateDescent", "init", vector.dtype)
         if not is_affine(jax.grad(problem.smooth), guess.primal):
             raise TypeError(
                 "BlockCoordinateDescent: `fn` must be quadratic in y, but its second derivative "

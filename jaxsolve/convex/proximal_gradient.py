@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_real
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, norm, ravel
@@ -89,6 +89,7 @@ class ProximalGradient(AbstractSolver[Composite]):
 
     def init(self, problem: Composite, guess: Guess) -> ProximalGradientState:
         vector = ravel(guess.primal)
+        check_real("ProximalGradient", "init", vector.dtype)
         at = _At(problem, guess.primal)
         smooth, gradient = at.evaluate(vector)
         # A guess outside of the penalty's domain has no value to undercut.

@@ -373,18 +373,23 @@ def solve_checked(
     if not flat.size:
         return b
     dtype = coarsest(b)
+    # Matrices of half precision are not factored.
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
     trusted = jax.lax.stop_gradient(trusted)
 
     axes = varying(flat)
 
+    def narrow(v: Vector) -> PyTree[Array]:
+        return unravel(v.astype(flat.dtype))
+
     def flat_product(v: Vector) -> Vector:
-        return ravel_pytree(product(unravel(vary(v, axes))))[0]
+        return ravel_pytree(product(narrow(vary(v, axes))))[0].astype(wide)
 
     def method(transposed: bool):
         def apply(v: Vector) -> Vector:
             assert preconditioner is not None
             act = preconditioner.transpose_solve if transposed else preconditioner.solve
-            return ravel_pytree(act(unravel(v)))[0]
+            return ravel_pytree(act(narrow(v)))[0].astype(wide)
 
         def solve(forward: Product, v: Vector) -> Vector:
             back = jax.linear_transpose(forward, v)
@@ -409,12 +414,12 @@ def solve_checked(
     with jax.default_matmul_precision(str(HIGHEST.name).lower()):
         x = jax.lax.custom_linear_solve(
             flat_product,
-            flat,
+            flat.astype(wide),
             solve=method(False),
             transpose_solve=method(True),
             symmetric=structure.symmetric,
         )
-    return unravel(x)
+    return narrow(x)
 
 
 def _unit(b: Vector) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_instance, check_kind, check_settings
+from ..core.checks import check_instance, check_kind, check_real, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
 from ..core.vectors import dot, finite, identity, largest, matmul, norm, ravel
@@ -37,6 +37,7 @@ class Jacobian(AbstractStart):
     """The inverse of the Jacobian at the first point; a multiple of 1 where that is singular."""
 
     def init(self, fn: Any, vector: Vector, values: Vector) -> Float[Array, "n n"]:
+        check_real("Broyden", "init", vector.dtype)
         unit = identity(vector)
         jacobian = jax.vmap(jax.linearize(fn, vector)[1], out_axes=1)(unit)
         inverse = jnp.linalg.solve(jacobian, unit)

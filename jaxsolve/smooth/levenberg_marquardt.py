@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_instance, check_kind, check_settings
+from ..core.checks import check_instance, check_kind, check_real, check_settings
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.triangular import cholesky, solve_definite
@@ -189,7 +189,9 @@ class LevenbergMarquardt(AbstractSolver[LeastSquares]):
         check_kind(self, problem, LeastSquares)
 
     def init(self, problem: LeastSquares, guess: Guess) -> LevenbergMarquardtState:
-        value, gradient, reduced = self._evaluate(problem, guess.primal, ravel(guess.primal))
+        vector = ravel(guess.primal)
+        check_real("LevenbergMarquardt", "init", vector.dtype)
+        value, gradient, reduced = self._evaluate(problem, guess.primal, vector)
         weights = self.factorisation.columns(reduced)
         damping = jnp.full_like(value, self.damping)
         if isinstance(guess.state, LevenbergMarquardtState):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_real
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractPreconditioner, AbstractSolver, ended
 from ..core.vectors import basis, finite, largest, matmul, norm, ravel, regular
@@ -101,7 +101,9 @@ class Newton(AbstractSolver[Root | FixedPoint]):
         check_kind(self, problem, Root, FixedPoint)
 
     def init(self, problem: Root | FixedPoint, guess: Guess) -> NewtonState:
-        values, jacobian = _linearise(problem, guess.primal, ravel(guess.primal))
+        vector = ravel(guess.primal)
+        check_real("Newton", "init", vector.dtype)
+        values, jacobian = _linearise(problem, guess.primal, vector)
         zero = jnp.zeros((), values.dtype)
         count = jnp.zeros_like(zero, jnp.int32)
         factor, direction, singular = _solve(jacobian, values, zero)

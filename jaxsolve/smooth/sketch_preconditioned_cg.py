@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_real
 from ..core.problem import AbstractProblem
 from ..core.solution import Guess, Point
 from ..core.solver import AbstractSolver, ended
@@ -101,6 +101,7 @@ class SketchPreconditionedCG(AbstractSolver[LeastSquares]):
 
     def init(self, problem: LeastSquares, guess: Guess) -> SketchPreconditionedCGState:
         affine, vector = Affine(problem, guess.primal), ravel(guess.primal)
+        check_real("SketchPreconditionedCG", "init", vector.dtype)
         residuals = affine(vector)
         drawn = draw(self.sketch, guess.key, problem, guess.primal)
         inverse, move = sketched(drawn, affine, residuals)

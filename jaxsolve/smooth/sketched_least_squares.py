@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_real
 from ..core.problem import AbstractProblem
 from ..core.solution import RESULTS, Guess, Point
 from ..core.solver import AbstractSolver
@@ -101,6 +101,7 @@ class SketchedLeastSquares(AbstractSolver[LeastSquares]):
 
     def init(self, problem: LeastSquares, guess: Guess) -> SketchedState:
         affine, vector = Affine(problem, guess.primal), ravel(guess.primal)
+        check_real("SketchedLeastSquares", "init", vector.dtype)
         residuals = affine(vector)
         measured = _measure(affine, residuals)
         no = jnp.zeros_like(measured, bool)

@@ -446,3 +446,63 @@ def test_bad_input_is_named(name):
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+HALF_MATRIX = np.array([[1.2, 0.3], [0.3, 0.9]])
+"""x with HALF_MATRIX x = b is sought in half precision; its derivative is the matrix' inverse."""
+
+
+def _half(kind, solver, b):
+    matrix = jnp.asarray(HALF_MATRIX, b.dtype)
+    residuals = lambda x, b: jnp.matmul(matrix, x) - b
+    problem = {
+        js.Minimise: lambda: js.Minimise(lambda x, b: x @ (residuals(x, b) - b) / 2, b),
+        js.LeastSquares: lambda: js.LeastSquares(residuals, b),
+        js.Root: lambda: js.Root(residuals, b),
+        js.FixedPoint: lambda: js.FixedPoint(lambda x, b: x - residuals(x, b) / 2, b),
+        js.Composite: lambda: js.Composite(
+            lambda x, b: jnp.sum(residuals(x, b) ** 2), js.penalties.L1(jnp.zeros_like(b)), b
+        ),
+    }[kind]()
+    return js.solve(problem, solver, init=jnp.zeros_like(b), key=jax.random.key(0), throw=False)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "solver"),
+    [
+        (js.Minimise, js.LBFGS()),
+        (js.Minimise, js.TrustRegionNewton()),
+        (js.FixedPoint, js.Anderson()),
+    ],
+    ids=["LBFGS", "TrustRegionNewton", "Anderson"],
+)
+def test_derivatives_of_half_precision_are_solved_for_in_float32(kind, solver, dtype):
+    b = jnp.array([1.0, 0.5], dtype)
+    value, pullback = jax.vjp(lambda b: _half(kind, solver, b).value, b)
+    inverse = np.linalg.inv(HALF_MATRIX)
+    eps = float(jnp.finfo(dtype).eps)
+    # The value is as near as the tolerance asks, the derivative as the dtype allows.
+    np.testing.assert_allclose(value.astype(float), inverse @ [1, 0.5], atol=2 * eps**0.5)
+    for k, unit in enumerate(jnp.eye(2, dtype=dtype)):
+        (gradient,) = pullback(unit)
+        assert gradient.dtype == dtype
+        np.testing.assert_allclose(gradient.astype(float), inverse[k], atol=20 * eps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "solver"),
+    [
+        (js.LeastSquares, js.LevenbergMarquardt()),
+        (js.LeastSquares, js.SketchPreconditionedCG(js.CountSketch(rows=2))),
+        (js.LeastSquares, js.SketchedLeastSquares(js.CountSketch(rows=2))),
+        (js.Root, js.Newton()),
+        (js.Root, js.Broyden()),
+        (js.Composite, js.ProximalGradient()),
+        (js.Composite, js.BlockCoordinateDescent()),
+    ],
+    ids=lambda x: "" if isinstance(x, type) else type(x).__name__,
+)
+def test_solvers_that_factor_a_matrix_refuse_half_precision(kind, solver):
+    with pytest.raises(TypeError, match=rf"{type(solver).__name__}: `init` has dtype bfloat16"):
+        _half(kind, solver, jnp.ones(2, jnp.bfloat16))

@@ -128,7 +128,10 @@ class BlockCoordinateDescent(AbstractSolver[Composite]):
         ahead, slope_ahead = matmul(weights, points), matmul(weights, slopes)
         # f is quadratic: the difference of its values is this, without cancellation.
         change = dot(ahead - end, slope_ahead + slope_there) / 2
-        change = change + layout.penalty(ahead) - layout.penalty(end)
+        penalty = layout.penalty(end)
+        change = change + layout.penalty(ahead) - penalty
+        # What rounding does not tell apart is not left to it.
+        falls = change <= 10 * jnp.finfo(change.dtype).eps * penalty
 
         primal = layout.gather(end)
         error, scale = problem.measured(primal, layout.gather(slope_there))
@@ -136,7 +139,7 @@ class BlockCoordinateDescent(AbstractSolver[Composite]):
         gained = measure < 0.99 * state.best
         return BlockCoordinateDescentState(
             primal=primal,
-            start=jnp.where(change < 0, ahead, end),
+            start=jnp.where(falls, ahead, end),
             hessian=hessian,
             offset=state.offset,
             curvature=state.curvature,

@@ -374,7 +374,7 @@ def solve_checked(
         return b
     dtype = coarsest(b)
     # Matrices of half precision are not factored.
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
+    wide = flat.dtype if jnp.finfo(flat.dtype).bits >= 32 else jnp.dtype(jnp.float32)
     trusted = jax.lax.stop_gradient(trusted)
 
     axes = varying(flat)

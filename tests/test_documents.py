@@ -116,7 +116,10 @@ def with_code(path: Path) -> bool:
 
 
 FAST = {"README.md"}
-SLOW = {"derivatives.md", "layers.md", "schrodinger_bridge.md"}
+SLOW = {
+    "bilevel.md", "derivatives.md", "interop.md", "layers.md", "schrodinger_bridge.md",
+    "stochastic_bilevel.md", "transport.md",
+}  # fmt: skip
 
 
 def pages() -> list:

@@ -157,6 +157,7 @@ def test_a_crossed_set_is_infeasible(field):
     assert np.isnan(gradient)
 
 
+@pytest.mark.slow
 def test_an_empty_polyhedron_is_infeasible():
     # x_0 + x_1 <= -1 and x >= 0: no row alone says so.
     empty = sets.Polyhedron(G=jnp.ones((1, 2)), h=-jnp.ones(1), lower=0.0)

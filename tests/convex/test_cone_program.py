@@ -196,6 +196,7 @@ def _mixed_program(rng):
     return js.ConeProgram(None, jnp.asarray(rng.normal(size=n)), **data, cones=cones)
 
 
+@pytest.mark.slow
 def test_a_foreign_solver_of_cones_gets_their_multipliers(x64):
     """SLSQP finds the point; multipliers and derivative are those of the interior point."""
     problem = _mixed_program(np.random.default_rng(3))

@@ -596,7 +596,7 @@ EMPTY = {
 }
 
 
-@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("name", marked(EMPTY))
 def test_an_empty_set_is_found_before_and_by_a_solve(name):
     empty, point = EMPTY[name], jnp.array([0.2, 0.3, -0.1])
     distance = lambda y, args: jnp.sum((y - args) ** 2)
@@ -609,6 +609,7 @@ def test_an_empty_set_is_found_before_and_by_a_solve(name):
         assert js.check(js.Composite(distance, js.penalties.Indicator(other), point)) == []
 
 
+@pytest.mark.slow
 def test_a_polyhedron_without_points_is_infeasible_as_a_penalty():
     # No row contradicts itself: it takes a solve.
     empty = sets.Polyhedron(G=jnp.ones((1, 3)), h=-jnp.ones(1), lower=0.0)

@@ -97,6 +97,7 @@ def test_logistic_regression_agrees_with_scikit_learn(x64):
     np.testing.assert_allclose(model["bias"], size * oracle.coef_[:, -1], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_machines_agree_with_libsvm(x64):
     from sklearn.svm import SVC
 

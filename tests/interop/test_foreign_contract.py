@@ -110,6 +110,7 @@ def test_jaxopts_least_squares_take_any_pytree(name, x64):
     np.testing.assert_allclose(np.append(found["u"], found["v"][0]), exact, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_jaxopt_within_bounds(x64):
     jaxopt = pytest.importorskip("jaxopt")
     q = jnp.array([-3.0, 0.5, 2.0])

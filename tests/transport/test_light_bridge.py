@@ -158,6 +158,7 @@ def test_the_truth_scores_zero(family):
     assert abs(float(benchmark.uvp(benchmark.bridge, 1000))) < 1e-12
 
 
+@pytest.mark.slow
 def test_scores_of_another_bridge():
     """The constant map scores 100 (the law of total variance), and the divergence of plans is the
     divergence of diffusions (Girsanov), computed from drifts alone."""

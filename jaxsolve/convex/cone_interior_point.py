@@ -156,8 +156,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         curved = dot(old.x, bent) / old.tau**2
         r_x, r_z = old.tau * state.gradients[0], old.tau * (state.rows[0] - h) + old.s
         r_t = old.kappa + dot(q, old.x) + dot(h, old.z) + curved * old.tau
-        own = jnp.where(polish, gap, -slope.apply(_itself, old.z) / weight)
-        predictor = (jnp.where(polish, state.gradients[1], r_x), jnp.where(polish, 0, r_z), own)
+        other = jnp.where(polish, gap, -slope.apply(_itself, old.z) / weight)
+        predictor = (jnp.where(polish, state.gradients[1], r_x), jnp.where(polish, 0, r_z), other)
         (w_x, w_z, w_row), (p_x, p_z, p_row) = solve((q, -h, 0 * h), predictor)
         along = q + 2 * bent / old.tau
         bottom = dot(along, w_x) + dot(h, w_z) - curved - old.kappa / old.tau
@@ -212,8 +212,7 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
         aim = jnp.where(failed & (trial_error <= aim), less(aim), aim)
         takes = ~polish & ~lost
         ray = jax.tree.map(lambda a, b: jnp.where(takes, a, b), moved, old)
-        rows = jnp.where(jnp.stack([takes, closer])[:, None], row, state.rows)
-        gradients = jnp.where(jnp.stack([takes, closer])[:, None], gradient, state.gradients)
+        new = jnp.stack([takes, closer])[:, None]
         proved = jnp.where(takes, _proof(form, h, x, z, moved.s / moved.tau), proved)
         slow = jnp.where(fell, 0, slow + 1) + jnp.where(lost & ~polish, PATIENCE, 0)
         counts = [goes, slow, proved]
@@ -221,8 +220,8 @@ class ConeInteriorPoint(AbstractSolver[ConeProgram]):
             ray=ray,
             trial_x=jnp.where(closer, x, state.trial_x),
             trial_z=jnp.where(closer, z, state.trial_z),
-            rows=rows,
-            gradients=gradients,
+            rows=jnp.where(new, row, state.rows),
+            gradients=jnp.where(new, gradient, state.gradients),
             levels=jnp.stack([ray_error, trial_error, aim, jnp.where(fell, best, mark), ended]),
             counts=jnp.stack([c.astype(jnp.int32) for c in counts]),
             convex=state.convex,
